@@ -1,0 +1,1 @@
+//! The resource kinds of Weft: parse, default, validate. No I/O.

@@ -1,0 +1,1 @@
+//! Logs, the metrics registry, the admin server and shutdown.
