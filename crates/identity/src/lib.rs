@@ -1,5 +1,7 @@
-//! SPIFFE IDs, keys, CSRs, trust bundles, rustls configurations and verifiers.
+//! SPIFFE IDs, keys, CSRs, trust bundles, the certificate authority, rustls configurations and verifiers.
+//!
+//! Knows nothing of the mesh's services or of its protocols; does no I/O but reading and writing its own files.
 
-/// A SPIFFE ID, `spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SpiffeId(std::sync::Arc<str>);
+pub mod spiffe;
+
+pub use spiffe::{SpiffeId, SpiffeIdError, TrustDomain};
