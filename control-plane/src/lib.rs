@@ -1,1 +1,10 @@
 //! The control plane: configuration, service discovery and certificates.
+//!
+//! ```text
+//! Apply / Delete / Rollback ─► validate ─► store.append(expected revision) ─┐
+//! Register / heartbeat / health ─► registry (leases) ───────────────────────┤
+//!                                                      index: fold, mark dirty
+//!               xDS sessions ◄── resources ◄── translate (pure) ◄── World ◄─┘
+//! ```
+
+pub mod index;

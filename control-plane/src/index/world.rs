@@ -1,0 +1,193 @@
+//! The world: every fact that translation needs, immutable and complete. Says nothing of xDS.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use weft_identity::{SpiffeId, TrustDomain};
+use weft_model::{AccessPolicy, GrpcRoute, HttpRoute, Mesh, Service, TrafficPolicy};
+use weft_xds::resource::Health;
+
+/// Namespace and name of a resource of one kind.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectKey {
+    /// Never empty.
+    pub namespace: Arc<str>,
+    /// Never empty.
+    pub name: Arc<str>,
+}
+
+/// Key of a service.
+pub type ServiceKey = ObjectKey;
+
+impl ObjectKey {
+    /// A key from its two parts.
+    pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+/// `namespace/name`.
+impl fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// A configured resource and the revision that last changed it.
+#[derive(Debug)]
+pub struct Versioned<T> {
+    /// Parsed, defaults not filled in.
+    pub resource: Arc<T>,
+    /// 0 for what no change of the log declared.
+    pub revision: u64,
+}
+
+impl<T> Clone for Versioned<T> {
+    fn clone(&self) -> Self {
+        Self { resource: self.resource.clone(), revision: self.revision }
+    }
+}
+
+/// Every fact at one moment. Cheap to clone: maps of shared entries.
+#[derive(Debug, Clone)]
+pub struct World {
+    /// Revision of the configuration log that is folded in.
+    pub revision: u64,
+    /// Counts publications: also grows when only endpoints changed.
+    pub generation: u64,
+    /// Declared and implicit services with their endpoints.
+    pub services: BTreeMap<ServiceKey, Arc<ServiceEntry>>,
+    /// `HTTPRoute`s.
+    pub http_routes: BTreeMap<ObjectKey, Versioned<HttpRoute>>,
+    /// `GRPCRoute`s.
+    pub grpc_routes: BTreeMap<ObjectKey, Versioned<GrpcRoute>>,
+    /// `TrafficPolicy`s.
+    pub traffic_policies: BTreeMap<ObjectKey, Versioned<TrafficPolicy>>,
+    /// `AccessPolicy`s.
+    pub access_policies: BTreeMap<ObjectKey, Versioned<AccessPolicy>>,
+    /// The `Mesh`, or its defaults (revision 0).
+    pub mesh: Versioned<Mesh>,
+    /// Registered workloads by id, `namespace/service/instance`.
+    pub workloads: BTreeMap<Arc<str>, Arc<WorkloadEntry>>,
+    /// Root certificates, DER.
+    pub roots: Arc<Vec<Vec<u8>>>,
+    /// Of every identity here.
+    pub trust_domain: TrustDomain,
+}
+
+/// A service and who serves it.
+#[derive(Debug)]
+pub struct ServiceEntry {
+    /// As declared, or as its workloads registered it.
+    pub service: Arc<Service>,
+    /// No resource declares it.
+    pub implicit: bool,
+    /// Revision that last changed the declaration; 0 when implicit.
+    pub revision: u64,
+    /// In order of address.
+    pub endpoints: Arc<[EndpointEntry]>,
+    /// Who may serve it: the identities that its endpoints may prove. In order.
+    pub accounts: Arc<[SpiffeId]>,
+}
+
+/// One address of a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointEntry {
+    /// Where its sidecar listens, or, of a static endpoint, it itself.
+    pub ip: IpAddr,
+    /// Service ports served here.
+    pub ports: Arc<[EndpointPort]>,
+    /// At least 1.
+    pub weight: u32,
+    /// As reported by itself or by its `EndpointSlice`.
+    pub health: Health,
+    /// Empty when unknown.
+    pub region: Arc<str>,
+    /// Empty when unknown.
+    pub zone: Arc<str>,
+    /// What it must prove. `None`: a static endpoint, plain text.
+    pub identity: Option<SpiffeId>,
+    /// `namespace/service/instance`; empty for a static endpoint.
+    pub workload: Arc<str>,
+    /// Of the workload; empty for a static endpoint.
+    pub labels: Arc<BTreeMap<String, String>>,
+}
+
+impl EndpointEntry {
+    /// Where to connect for a port of the service; `None` when it does not serve that port.
+    pub fn address(&self, service_port: u16) -> Option<SocketAddr> {
+        let port = self.ports.iter().find(|port| port.service == service_port)?;
+        Some(SocketAddr::new(self.ip, port.target))
+    }
+}
+
+/// A port of the service and the port to dial for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EndpointPort {
+    /// Port of the service.
+    pub service: u16,
+    /// Port of the address: the sidecar's inbound port, for a workload.
+    pub target: u16,
+}
+
+/// A registered workload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkloadEntry {
+    /// `namespace/service/instance`.
+    pub id: Arc<str>,
+    /// The service it registered for.
+    pub service: ServiceKey,
+    /// What it proved when it registered.
+    pub identity: SpiffeId,
+    /// Where its sidecar listens.
+    pub address: SocketAddr,
+    /// Service ports it serves.
+    pub ports: Vec<WorkloadPort>,
+    /// 1 to 1000.
+    pub weight: u32,
+    /// Always with `weft.mesh/service`, and `version` when it gave one.
+    pub labels: Arc<BTreeMap<String, String>>,
+    /// Empty when unknown.
+    pub region: Arc<str>,
+    /// Empty when unknown.
+    pub zone: Arc<str>,
+    /// Healthy, unhealthy or draining.
+    pub health: Health,
+}
+
+/// A port that a workload serves.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WorkloadPort {
+    /// Empty, or the name of the port.
+    pub name: Arc<str>,
+    /// Port of the service.
+    pub port: u16,
+    /// `http`, `http2`, `grpc`, `tcp`, or empty: detect.
+    pub protocol: Arc<str>,
+}
+
+/// What a change touched.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Dirty {
+    /// A service's declaration, a route or a policy that concerns it; also its coming and going.
+    Service(ServiceKey),
+    /// Only the endpoints of a service.
+    Endpoints(ServiceKey),
+    /// The mesh: everything may have changed.
+    Mesh,
+    /// The trust bundle.
+    Bundle,
+}
+
+/// One publication.
+#[derive(Debug, Clone)]
+pub struct Update {
+    /// The world after the change.
+    pub world: Arc<World>,
+    /// What differs from the world before.
+    pub dirty: Arc<BTreeSet<Dirty>>,
+}
