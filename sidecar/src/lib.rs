@@ -1,1 +1,17 @@
 //! The sidecar: the proxy beside every service.
+//!
+//! Two halves that meet in [`shared::Shared`]:
+//!
+//! - the **control side** (one thread): `xds` → [`snapshot`] (validated, immutable) → `ArcSwap`, `certs`, `registration`,
+//!   `admin`, `drain`;
+//! - the **data path** (N worker threads): `listener` → `detect` → `tls` → `http` | `tcp` → `route` → `policy` →
+//!   [`balance`] → `upstream`.
+//!
+//! `http::request` has the whole life of a request on one page.
+
+pub mod balance;
+pub mod demand;
+pub mod policy;
+pub mod route;
+pub mod shared;
+pub mod snapshot;

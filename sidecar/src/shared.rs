@@ -1,0 +1,80 @@
+//! What the control side and the data path share.
+
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use rustls::{ClientConfig, ServerConfig};
+use weft_identity::SpiffeId;
+
+use crate::{demand::Demand, snapshot::Snapshot};
+
+/// Shared by the control thread and all workers; lives as long as the process.
+#[derive(Debug)]
+pub struct Shared {
+    /// The configuration in force. The control thread writes, everyone reads; a request takes one and keeps it.
+    pub snapshot: ArcSwap<Snapshot>,
+    /// The sidecar's own certificate as rustls configurations. `None` until the first one is there.
+    pub tls: ArcSwapOption<TlsMaterial>,
+    /// Fetches what the snapshot lacks.
+    pub demand: Demand,
+}
+
+impl Shared {
+    /// Nothing known yet.
+    #[must_use]
+    pub fn new(demand: Demand) -> Arc<Self> {
+        Arc::new(Self { snapshot: ArcSwap::default(), tls: ArcSwapOption::empty(), demand })
+    }
+}
+
+/// What one certificate and one trust bundle amount to. Replaced whole when either rotates; connections that live keep
+/// the one with which they began.
+#[derive(Debug, Clone)]
+pub struct TlsMaterial {
+    /// Counts rotations; pools and session tickets of another epoch are not used for new connections.
+    pub epoch: u64,
+    /// Who this sidecar is.
+    pub id: SpiffeId,
+    /// For inbound: a client certificate is required; offers `h2` and `http/1.1`, and takes peers without ALPN.
+    pub server: Arc<ServerConfig>,
+    /// For outbound, by what is offered.
+    clients: [Arc<ClientConfig>; 3],
+}
+
+/// What a client offers in ALPN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Alpn {
+    /// Nothing: opaque TCP.
+    None = 0,
+    /// `http/1.1`.
+    Http1 = 1,
+    /// `h2`.
+    H2 = 2,
+}
+
+impl Alpn {
+    /// The protocol names, as rustls wants them.
+    #[must_use]
+    pub fn protocols(self) -> &'static [&'static [u8]] {
+        match self {
+            Self::None => &[],
+            Self::Http1 => &[b"http/1.1"],
+            Self::H2 => &[b"h2"],
+        }
+    }
+}
+
+impl TlsMaterial {
+    /// `clients`: for [`Alpn::None`], [`Alpn::Http1`] and [`Alpn::H2`], in this order.
+    #[must_use]
+    pub fn new(epoch: u64, id: SpiffeId, server: Arc<ServerConfig>, clients: [Arc<ClientConfig>; 3]) -> Self {
+        Self { epoch, id, server, clients }
+    }
+
+    /// The configuration for connections to other sidecars. It proves chain and trust domain; whether the peer is who
+    /// the cluster says is for the caller to check after the handshake, before the first byte.
+    #[must_use]
+    pub fn client(&self, alpn: Alpn) -> &Arc<ClientConfig> {
+        &self.clients[alpn as usize]
+    }
+}
