@@ -1,0 +1,1 @@
+//! Access rules, retry plan, timeouts. No I/O.

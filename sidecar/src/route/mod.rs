@@ -1,0 +1,1 @@
+//! Request → cluster: one normalisation, virtual hosts, routes, rewrites. No I/O.
