@@ -1,0 +1,253 @@
+//! The verifier of both sides: chain, validity and usage by webpki, identity by SPIFFE ID.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, RootCertStore, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
+use webpki::{EndEntityCert, KeyUsage};
+
+use super::fault::HandshakeFault;
+use crate::bundle::TrustBundle;
+use crate::cert;
+use crate::spiffe::{SpiffeId, TrustDomain};
+
+/// What a chain must lead to.
+#[derive(Debug)]
+pub(super) enum Anchor {
+    /// One of these roots.
+    Roots(RootCertStore),
+    /// A root in the presented chain that has this SHA-256.
+    Pinned([u8; 32]),
+}
+
+impl Anchor {
+    pub(super) fn roots(bundle: &TrustBundle) -> Self {
+        Self::Roots(bundle.anchors())
+    }
+}
+
+/// Who the peer may be.
+#[derive(Debug)]
+pub(super) enum Expected {
+    /// Anyone of the trust domain.
+    TrustDomain(TrustDomain),
+    /// This identity.
+    Identity(SpiffeId),
+    /// The control plane of this trust domain, or of any if none is given.
+    ControlPlane(Option<TrustDomain>),
+}
+
+/// Verifies the certificates that peers present, as client and as server.
+#[derive(Debug)]
+pub(super) struct Verifier {
+    anchor: Anchor,
+    expected: Expected,
+    client_required: bool,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl Verifier {
+    pub(super) fn new(anchor: Anchor, expected: Expected) -> Self {
+        let algorithms = super::provider().signature_verification_algorithms;
+        Self { anchor, expected, client_required: true, algorithms }
+    }
+
+    pub(super) fn requiring(mut self, client_required: bool) -> Self {
+        self.client_required = client_required;
+        self
+    }
+
+    /// Chain first: what an unverified certificate says about itself counts for nothing but the wording of the fault.
+    fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        now: UnixTime,
+        usage: KeyUsage,
+    ) -> Result<(), rustls::Error> {
+        let id = cert::spiffe_id(leaf);
+        let chain = match &self.anchor {
+            Anchor::Roots(store) => path(leaf, rest, &store.roots, now, usage, &self.algorithms),
+            Anchor::Pinned(hash) => match rest.iter().find(|der| cert::sha256(der) == *hash) {
+                Some(root) => webpki::anchor_from_trusted_cert(root)
+                    .map_err(|_| HandshakeFault::BadCertificate)
+                    .and_then(|anchor| path(leaf, rest, &[anchor], now, usage, &self.algorithms)),
+                None => Err(HandshakeFault::UnknownAuthority),
+            },
+        };
+        let verdict = match (chain, id) {
+            (Ok(()), Ok(id)) => self.identity(&id),
+            (Ok(()), Err(error)) => Err(error.into()),
+            (Err(HandshakeFault::UnknownAuthority), Ok(id)) if self.other_domain(&id) => {
+                Err(HandshakeFault::WrongTrustDomain)
+            }
+            (Err(fault), _) => Err(fault),
+        };
+        verdict.map_err(|fault| rustls::Error::InvalidCertificate(alerting(fault)))
+    }
+
+    fn identity(&self, id: &SpiffeId) -> Result<(), HandshakeFault> {
+        if self.other_domain(id) {
+            return Err(HandshakeFault::WrongTrustDomain);
+        }
+        let accepted = match &self.expected {
+            Expected::TrustDomain(_) => true,
+            Expected::Identity(expected) => id == expected,
+            Expected::ControlPlane(_) => id.is_control_plane(),
+        };
+        if accepted { Ok(()) } else { Err(HandshakeFault::UnexpectedIdentity) }
+    }
+
+    fn other_domain(&self, id: &SpiffeId) -> bool {
+        match &self.expected {
+            Expected::TrustDomain(domain) | Expected::ControlPlane(Some(domain)) => {
+                id.trust_domain() != domain.as_str()
+            }
+            Expected::Identity(expected) => id.trust_domain() != expected.trust_domain(),
+            Expected::ControlPlane(None) => false,
+        }
+    }
+}
+
+/// Verifies a chain (leaf first) as both kinds of peer would, at a given time.
+///
+/// # Errors
+/// The fault that the peer would find.
+pub fn chain(chain: &[CertificateDer<'_>], bundle: &TrustBundle, now: SystemTime) -> Result<(), HandshakeFault> {
+    let (leaf, rest) = chain.split_first().ok_or(HandshakeFault::MissingCertificate)?;
+    let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let (roots, now) = (bundle.anchors().roots, UnixTime::since_unix_epoch(since));
+    let algorithms = super::provider().signature_verification_algorithms;
+    for usage in [CLIENT, SERVER] {
+        path(leaf, rest, &roots, now, usage, &algorithms)?;
+    }
+    let id = cert::spiffe_id(leaf)?;
+    if id.trust_domain() == bundle.trust_domain().as_str() { Ok(()) } else { Err(HandshakeFault::WrongTrustDomain) }
+}
+
+fn path(
+    leaf: &CertificateDer<'_>,
+    rest: &[CertificateDer<'_>],
+    roots: &[TrustAnchor<'_>],
+    now: UnixTime,
+    usage: KeyUsage,
+    algorithms: &WebPkiSupportedAlgorithms,
+) -> Result<(), HandshakeFault> {
+    let leaf = EndEntityCert::try_from(leaf).map_err(|error| fault(&error))?;
+    let verified = leaf.verify_for_usage(algorithms.all, roots, rest, now, usage, None, None);
+    verified.map(|_| ()).map_err(|error| fault(&error))
+}
+
+fn fault(error: &webpki::Error) -> HandshakeFault {
+    use webpki::Error;
+    match error {
+        Error::CertExpired { .. } | Error::InvalidCertValidity => HandshakeFault::Expired,
+        Error::CertNotValidYet { .. } => HandshakeFault::NotYetValid,
+        Error::UnknownIssuer => HandshakeFault::UnknownAuthority,
+        Error::CaUsedAsEndEntity => HandshakeFault::CaAsLeaf,
+        Error::RequiredEkuNotFoundContext(_) | Error::EmptyEkuExtension => HandshakeFault::BadKeyUsage,
+        Error::NameConstraintViolation
+        | Error::PathLenConstraintViolated
+        | Error::EndEntityUsedAsCa
+        | Error::MaximumPathDepthExceeded => HandshakeFault::ConstraintViolated,
+        _ => HandshakeFault::BadCertificate,
+    }
+}
+
+/// The rustls error that makes the peer see the most telling alert.
+fn alerting(fault: HandshakeFault) -> CertificateError {
+    match fault {
+        HandshakeFault::Expired => CertificateError::Expired,
+        HandshakeFault::NotYetValid => CertificateError::NotValidYet,
+        HandshakeFault::UnknownAuthority => CertificateError::UnknownIssuer,
+        HandshakeFault::BadKeyUsage => CertificateError::InvalidPurpose,
+        HandshakeFault::UnexpectedIdentity => CertificateError::ApplicationVerificationFailure,
+        other => CertificateError::Other(OtherError(Arc::new(other))),
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        self.verify(end_entity, intermediates, now, SERVER)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::PeerIncompatible::Tls12NotOfferedOrEnabled.into())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+impl ClientCertVerifier for Verifier {
+    fn client_auth_mandatory(&self) -> bool {
+        self.client_required
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        self.verify(end_entity, intermediates, now, CLIENT)?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::PeerIncompatible::Tls12NotOfferedOrEnabled.into())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+/// Required even where the extension is missing, which plain webpki would forgive. OIDs 1.3.6.1.5.5.7.3.1 and .2.
+const SERVER: KeyUsage = KeyUsage::required(&[40 + 3, 6, 1, 5, 5, 7, 3, 1]);
+const CLIENT: KeyUsage = KeyUsage::required(&[40 + 3, 6, 1, 5, 5, 7, 3, 2]);
