@@ -11,7 +11,9 @@
 
 pub mod balance;
 pub mod demand;
+pub mod drain;
 pub mod policy;
 pub mod route;
+pub mod settings;
 pub mod shared;
 pub mod snapshot;

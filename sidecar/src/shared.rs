@@ -6,25 +6,41 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use rustls::{ClientConfig, ServerConfig};
 use weft_identity::SpiffeId;
 
-use crate::{demand::Demand, snapshot::Snapshot};
+use crate::{demand::Demand, drain::Drain, settings::Settings, snapshot::Snapshot};
 
 /// Shared by the control thread and all workers; lives as long as the process.
 #[derive(Debug)]
 pub struct Shared {
+    /// As given at start.
+    pub settings: Settings,
     /// The configuration in force. The control thread writes, everyone reads; a request takes one and keeps it.
     pub snapshot: ArcSwap<Snapshot>,
     /// The sidecar's own certificate as rustls configurations. `None` until the first one is there.
     pub tls: ArcSwapOption<TlsMaterial>,
     /// Fetches what the snapshot lacks.
     pub demand: Demand,
+    /// Whether the sides are to end, and what still runs on them.
+    pub drain: Drain,
 }
 
 impl Shared {
     /// Nothing known yet.
     #[must_use]
-    pub fn new(demand: Demand) -> Arc<Self> {
-        Arc::new(Self { snapshot: ArcSwap::default(), tls: ArcSwapOption::empty(), demand })
+    pub fn new(settings: Settings, demand: Demand) -> Arc<Self> {
+        let (snapshot, tls) = (ArcSwap::default(), ArcSwapOption::empty());
+        Arc::new(Self { settings, snapshot, tls, demand, drain: Drain::default() })
     }
+}
+
+/// The bound sockets of one worker, each its own (SO_REUSEPORT), non-blocking.
+#[derive(Debug)]
+pub struct Sockets {
+    /// From other sidecars.
+    pub inbound: std::net::TcpListener,
+    /// From the application.
+    pub outbound: std::net::TcpListener,
+    /// From the application, for one upstream each; with its canonical authority.
+    pub upstreams: Vec<(std::net::TcpListener, Box<str>)>,
 }
 
 /// What one certificate and one trust bundle amount to. Replaced whole when either rotates; connections that live keep

@@ -1,0 +1,616 @@
+//! Settings: flags and `WEFT_*` variables, checked once at start.
+//!
+//! [`Flags`] is what clap reads; [`Settings`] is what the sidecar obeys. An error names the flag, the value and what to
+//! do about it.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fmt, fs,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
+
+use clap::{Args, Parser, Subcommand};
+use thiserror::Error;
+use weft_identity::TrustDomain;
+use weft_telemetry::log::Format;
+use weft_xds::resource::Protocol;
+
+/// The variable with the join token; there is no flag, since flags are visible to every user of the machine.
+pub const JOIN_TOKEN: &str = "WEFT_JOIN_TOKEN";
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "weft-sidecar",
+    version,
+    about = "The proxy beside a service: mutual TLS, retries, circuit breaking, load balancing.",
+    long_about = LONG_ABOUT,
+    after_long_help = EXAMPLES,
+    max_term_width = 110
+)]
+pub struct Cli {
+    /// Settings.
+    #[command(flatten)]
+    pub flags: Flags,
+    /// What to do; `serve` when absent.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum Command {
+    /// Serve beside an application that something else starts (the default)
+    Serve,
+    /// Start an application when the mesh is ready, and end as it ends
+    ///
+    /// The application gets HTTP_PROXY, http_proxy and NO_PROXY, so that HTTP libraries call the mesh without further
+    /// ado, and WEFT_OUTBOUND, the address of the outbound port. Signals are passed on. On SIGTERM the sidecar first
+    /// leaves the mesh and lets requests end, then passes the signal to the application, which can go on calling out
+    /// until it is gone. The exit status is the application's (128 + n when signal n ended it).
+    Run {
+        /// The command and its arguments, after `--`
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+        command: Vec<OsString>,
+    },
+}
+
+const LONG_ABOUT: &str = "\
+The proxy beside a service. It takes the application's calls on the outbound port and carries them, over mutual TLS, to \
+the sidecar of the service that is called; and it takes the mesh's calls on the inbound port and hands them to the \
+application on loopback. Every flag is also a variable.
+
+The first start needs a join token (`weft token create`), in WEFT_JOIN_TOKEN or in a file; with it the sidecar obtains \
+a certificate, which it then renews by itself.";
+
+const EXAMPLES: &str = "\
+Examples:
+  # Beside an application that listens on 127.0.0.1:8080, known to the mesh as orders:80
+  WEFT_JOIN_TOKEN=weft1.… weft-sidecar --control-plane mesh.example:15010 --service orders --port 80:8080/http
+
+  # Start the application, too
+  weft-sidecar --service orders --port 80:8080/http run -- python3 app.py
+
+  # A caller without ports of its own, with a local port for a TCP service
+  weft-sidecar --service worker --upstream 127.0.0.1:5432=database:5432 run -- ./worker
+
+Calls to the mesh:  curl -x http://127.0.0.1:15001 http://orders/    or    curl -H 'Host: orders' http://127.0.0.1:15001/
+Pages of the admin port:  curl http://127.0.0.1:15000/ready   /live /config_dump /clusters /certs /stats /logging";
+
+/// The flags. All are global: they may stand before or after the subcommand.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Mesh")]
+pub struct Flags {
+    /// Address of the control plane's gRPC port
+    #[arg(long, env = "WEFT_CONTROL_PLANE", global = true, value_name = "HOST:PORT")]
+    control_plane: Option<String>,
+    /// File with the join token (or the token itself in WEFT_JOIN_TOKEN); needed until there is a certificate
+    #[arg(long, env = "WEFT_JOIN_TOKEN_FILE", global = true, value_name = "FILE")]
+    join_token_file: Option<PathBuf>,
+    /// Trust domain of the mesh
+    #[arg(long, env = "WEFT_TRUST_DOMAIN", global = true, value_name = "NAME", default_value = "weft.local")]
+    trust_domain: String,
+    /// Namespace of the service
+    #[arg(long, env = "WEFT_NAMESPACE", global = true, value_name = "NAME", default_value = "default")]
+    namespace: String,
+    /// Name of the service
+    #[arg(long, env = "WEFT_SERVICE", global = true, value_name = "NAME")]
+    service: Option<String>,
+    /// A port of the service: [NAME=]PORT[:APP_PORT][/PROTOCOL], where PROTOCOL is http, http2, grpc, tcp or detect
+    ///
+    /// PORT is what callers name; APP_PORT is where the application listens on --app-address (default: PORT). Without
+    /// PROTOCOL the first bytes of a connection tell. Repeat the flag for more ports; WEFT_PORTS takes a comma list.
+    #[arg(long = "port", env = "WEFT_PORTS", global = true, value_name = "SPEC", value_delimiter = ',')]
+    ports: Vec<String>,
+    /// Labels of this workload: key=value,…
+    #[arg(long, env = "WEFT_LABELS", global = true, value_name = "K=V", value_delimiter = ',')]
+    labels: Vec<String>,
+    /// Version of the application, also its label `version`
+    #[arg(long, env = "WEFT_APP_VERSION", global = true, value_name = "TEXT")]
+    app_version: Option<String>,
+    /// Share of the traffic relative to the other workloads, 1 to 1000
+    #[arg(long, env = "WEFT_WEIGHT", global = true, default_value_t = 1, value_name = "N")]
+    weight: u32,
+    /// Region of this workload
+    #[arg(long, env = "WEFT_REGION", global = true, value_name = "NAME")]
+    region: Option<String>,
+    /// Zone of this workload
+    #[arg(long, env = "WEFT_ZONE", global = true, value_name = "NAME")]
+    zone: Option<String>,
+    /// Directory for certificate, key and last known configuration; default: weft-data/SERVICE
+    #[arg(long, env = "WEFT_DATA_DIR", global = true, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+
+    /// Where the application calls the mesh
+    #[arg(long, env = "WEFT_OUTBOUND", global = true, default_value = "127.0.0.1:15001", value_name = "IP:PORT",
+        help_heading = "Addresses (port 0: any free port; see addresses.json in the data directory)")]
+    outbound: String,
+    /// Where other sidecars call
+    #[arg(long, env = "WEFT_INBOUND", global = true, default_value = "0.0.0.0:15006", value_name = "IP:PORT",
+        help_heading = "Addresses (port 0: any free port; see addresses.json in the data directory)")]
+    inbound: String,
+    /// Admin pages; loopback only
+    #[arg(long, env = "WEFT_ADMIN", global = true, default_value = "127.0.0.1:15000", value_name = "IP:PORT",
+        help_heading = "Addresses (port 0: any free port; see addresses.json in the data directory)")]
+    admin: String,
+    /// Prometheus metrics and health
+    #[arg(long, env = "WEFT_METRICS", global = true, default_value = "0.0.0.0:15020", value_name = "IP:PORT",
+        help_heading = "Addresses (port 0: any free port; see addresses.json in the data directory)")]
+    metrics: String,
+    /// Address that other sidecars are told, IP or IP:PORT; default: the one that reaches the control plane
+    #[arg(long, env = "WEFT_ADDRESS", global = true, value_name = "IP[:PORT]",
+        help_heading = "Addresses (port 0: any free port; see addresses.json in the data directory)")]
+    address: Option<String>,
+    /// Address on which the application listens
+    #[arg(long, env = "WEFT_APP_ADDRESS", global = true, default_value = "127.0.0.1", value_name = "IP",
+        help_heading = "Addresses (port 0: any free port; see addresses.json in the data directory)")]
+    app_address: String,
+    /// A local port for an upstream: [IP:]PORT=SERVICE:PORT; for protocols that name no host
+    ///
+    /// Repeat the flag for more; WEFT_UPSTREAMS takes a comma list.
+    #[arg(long = "upstream", env = "WEFT_UPSTREAMS", global = true, value_delimiter = ',', value_name = "SPEC",
+        help_heading = "Addresses (port 0: any free port; see addresses.json in the data directory)")]
+    upstreams: Vec<String>,
+
+    /// Worker threads; default: the number of cores, at most 2
+    #[arg(long, env = "WEFT_WORKERS", global = true, value_name = "N", help_heading = "Behaviour")]
+    workers: Option<usize>,
+    /// How long requests may take to end when the sidecar is stopped
+    #[arg(long, env = "WEFT_DRAIN", global = true, default_value = "30s", value_name = "TIME",
+        help_heading = "Behaviour")]
+    drain: String,
+    /// How long the first call to a service waits for its configuration
+    #[arg(long, env = "WEFT_ON_DEMAND_WAIT", global = true, default_value = "2s", value_name = "TIME",
+        help_heading = "Behaviour")]
+    on_demand_wait: String,
+    /// A service that has not been called for this long is forgotten
+    #[arg(long, env = "WEFT_ON_DEMAND_IDLE", global = true, default_value = "10m", value_name = "TIME",
+        help_heading = "Behaviour")]
+    on_demand_idle: String,
+    /// Check of the application: `tcp` connects to its first port every second, `off` trusts it
+    #[arg(long, env = "WEFT_HEALTH_CHECK", global = true, default_value = "tcp", value_name = "KIND",
+        help_heading = "Behaviour")]
+    health_check: String,
+
+    /// Requests that get a line: off, failures or all
+    #[arg(long, env = "WEFT_ACCESS_LOG", global = true, default_value = "failures", value_name = "WHICH",
+        help_heading = "Logs")]
+    access_log: String,
+    /// json or text
+    #[arg(long, env = "WEFT_ACCESS_LOG_FORMAT", global = true, default_value = "json", value_name = "FORMAT",
+        help_heading = "Logs")]
+    access_log_format: String,
+    /// Filter: a level, or targets such as info,weft_sidecar::xds=debug
+    #[arg(long, env = "WEFT_LOG", global = true, default_value = "info", value_name = "FILTER",
+        help_heading = "Logs")]
+    log: String,
+    /// text or json
+    #[arg(long, env = "WEFT_LOG_FORMAT", global = true, default_value = "text", value_name = "FORMAT",
+        help_heading = "Logs")]
+    log_format: String,
+}
+
+/// What the sidecar obeys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// `host:port` of the control plane's gRPC port.
+    pub control_plane: Box<str>,
+    /// Where the join token comes from.
+    pub join_token: Option<TokenSource>,
+    /// Trust domain of the mesh.
+    pub trust_domain: TrustDomain,
+    /// Namespace of the service.
+    pub namespace: Box<str>,
+    /// Name of the service.
+    pub service: Box<str>,
+    /// Ports of the service; empty for a mere caller.
+    pub ports: Vec<Port>,
+    /// Where the application listens.
+    pub app_address: IpAddr,
+    /// Certificate, key, cache.
+    pub data_dir: PathBuf,
+    /// Where the application calls the mesh.
+    pub outbound: SocketAddr,
+    /// Where other sidecars call.
+    pub inbound: SocketAddr,
+    /// Admin pages; loopback.
+    pub admin: SocketAddr,
+    /// Metrics and health.
+    pub metrics: SocketAddr,
+    /// What other sidecars are told. `None`: found out.
+    pub address: Option<Advertised>,
+    /// Labels of the workload.
+    pub labels: BTreeMap<String, String>,
+    /// Version of the application, empty when not given.
+    pub app_version: Box<str>,
+    /// 1 to 1000.
+    pub weight: u32,
+    /// Empty when not given.
+    pub region: Box<str>,
+    /// Empty when not given.
+    pub zone: Box<str>,
+    /// Local ports for upstreams.
+    pub upstreams: Vec<UpstreamPort>,
+    /// At least 1.
+    pub workers: usize,
+    /// Which requests get a line.
+    pub access_log: AccessLog,
+    /// How an access line looks.
+    pub access_log_format: Format,
+    /// Filter of the log.
+    pub log: Box<str>,
+    /// How a log line looks.
+    pub log_format: Format,
+    /// How long requests may take to end when the sidecar is stopped.
+    pub drain: Duration,
+    /// How long the first call to a service waits for its configuration.
+    pub on_demand_wait: Duration,
+    /// A service that has not been called for this long is forgotten.
+    pub on_demand_idle: Duration,
+    /// How the application is checked.
+    pub health_check: HealthCheck,
+}
+
+/// Where the join token comes from.
+#[derive(Clone, PartialEq, Eq)]
+pub enum TokenSource {
+    /// From the environment.
+    Text(Box<str>),
+    /// Read anew at each use, so that a replaced file is noticed.
+    File(PathBuf),
+}
+
+impl fmt::Debug for TokenSource {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(_) => out.write_str("Text(redacted)"),
+            Self::File(path) => out.debug_tuple("File").field(path).finish(),
+        }
+    }
+}
+
+impl TokenSource {
+    /// The token's text.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn read(&self) -> Result<String, SettingsError> {
+        match self {
+            Self::Text(text) => Ok(text.trim().to_owned()),
+            Self::File(path) => fs::read_to_string(path).map(|text| text.trim().to_owned()).map_err(|error| {
+                let path = path.display().to_string();
+                SettingsError::new("--join-token-file", path, error, "make a token with `weft token create`")
+            }),
+        }
+    }
+}
+
+/// A port of the service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Port {
+    /// Empty when not given.
+    pub name: Box<str>,
+    /// What callers name.
+    pub port: u16,
+    /// Where the application listens.
+    pub app_port: u16,
+    /// What flows.
+    pub protocol: Protocol,
+}
+
+/// What other sidecars are told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Advertised {
+    /// Address.
+    pub ip: IpAddr,
+    /// `None`: the inbound port.
+    pub port: Option<u16>,
+}
+
+/// A local port for an upstream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpstreamPort {
+    /// As given, the key in `addresses.json`.
+    pub spec: Box<str>,
+    /// Where the sidecar listens.
+    pub listen: SocketAddr,
+    /// Canonical authority: `inventory.default:9000`.
+    pub authority: Box<str>,
+}
+
+/// Which requests get a line in the access log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AccessLog {
+    /// None.
+    Off,
+    /// Those that failed.
+    Failures,
+    /// All.
+    All,
+}
+
+/// How the application is checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HealthCheck {
+    /// A connection to its first port every second.
+    Tcp,
+    /// It is taken to be healthy.
+    Off,
+}
+
+/// A setting that cannot be obeyed.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{flag} `{value}`: {problem}; {remedy}")]
+pub struct SettingsError {
+    flag: &'static str,
+    value: String,
+    problem: String,
+    remedy: String,
+}
+
+impl SettingsError {
+    fn new(
+        flag: &'static str,
+        value: impl Into<String>,
+        problem: impl ToString,
+        remedy: impl Into<String>,
+    ) -> Self {
+        Self { flag, value: value.into(), problem: problem.to_string(), remedy: remedy.into() }
+    }
+}
+
+impl Settings {
+    /// Checks the flags. `token`: content of [`JOIN_TOKEN`]; `cores`: of the machine.
+    ///
+    /// # Errors
+    /// The first setting that cannot be obeyed.
+    pub fn new(flags: Flags, token: Option<String>, cores: usize) -> Result<Self, SettingsError> {
+        let namespace = label("--namespace", flags.namespace)?;
+        let Some(service) = flags.service else {
+            return Err(missing("--service", "name the service beside which this sidecar runs"));
+        };
+        let service = label("--service", service)?;
+        let Some(control_plane) = flags.control_plane else {
+            return Err(missing("--control-plane", "give the address of the control plane, as in mesh.example:15010"));
+        };
+        let ports = flags.ports.iter().map(|spec| port(spec)).collect::<Result<Vec<_>, _>>()?;
+        distinct_ports(&ports)?;
+        let upstreams = flags.upstreams.iter().map(|spec| upstream(spec, &namespace)).collect::<Result<_, _>>()?;
+        let admin = address("--admin", &flags.admin, "127.0.0.1:15000")?;
+        if !admin.ip().is_loopback() {
+            let remedy = "use a loopback address; the metrics port has /ready, /live and /metrics for other machines";
+            return Err(SettingsError::new("--admin", flags.admin, "the admin port is for this machine alone", remedy));
+        }
+        let trust_domain = TrustDomain::parse(&flags.trust_domain).map_err(|error| {
+            SettingsError::new("--trust-domain", &flags.trust_domain, error, "use the control plane's, as in weft.local")
+        })?;
+        if !(1..=1000).contains(&flags.weight) {
+            let weight = flags.weight.to_string();
+            return Err(SettingsError::new("--weight", weight, "out of range", "use 1 to 1000"));
+        }
+        let app_address = flags.app_address.parse().map_err(|error| {
+            SettingsError::new("--app-address", &flags.app_address, error, "use an IP address, as in 127.0.0.1")
+        })?;
+        Ok(Self {
+            control_plane: endpoint("--control-plane", control_plane)?,
+            join_token: join_token(token, flags.join_token_file)?,
+            trust_domain,
+            data_dir: flags.data_dir.unwrap_or_else(|| PathBuf::from("weft-data").join(&*service)),
+            namespace,
+            service,
+            ports,
+            app_address,
+            outbound: address("--outbound", &flags.outbound, "127.0.0.1:15001")?,
+            inbound: address("--inbound", &flags.inbound, "0.0.0.0:15006")?,
+            admin,
+            metrics: address("--metrics", &flags.metrics, "0.0.0.0:15020")?,
+            address: flags.address.as_deref().map(advertised).transpose()?,
+            labels: flags.labels.iter().map(|pair| key_value(pair)).collect::<Result<_, _>>()?,
+            app_version: flags.app_version.unwrap_or_default().into(),
+            weight: flags.weight,
+            region: flags.region.unwrap_or_default().into(),
+            zone: flags.zone.unwrap_or_default().into(),
+            upstreams,
+            workers: workers(flags.workers, cores)?,
+            access_log: choice("--access-log", &flags.access_log, ACCESS_LOG)?,
+            access_log_format: choice("--access-log-format", &flags.access_log_format, FORMAT)?,
+            log: flags.log.into(),
+            log_format: choice("--log-format", &flags.log_format, FORMAT)?,
+            drain: duration("--drain", &flags.drain, "30s")?,
+            on_demand_wait: duration("--on-demand-wait", &flags.on_demand_wait, "2s")?,
+            on_demand_idle: duration("--on-demand-idle", &flags.on_demand_idle, "10m")?,
+            health_check: choice("--health-check", &flags.health_check, HEALTH_CHECK)?,
+        })
+    }
+
+    /// `namespace/service`, as in metrics.
+    #[must_use]
+    pub fn service_key(&self) -> String {
+        format!("{}/{}", self.namespace, self.service)
+    }
+}
+
+const ACCESS_LOG: &[(&str, AccessLog)] =
+    &[("off", AccessLog::Off), ("failures", AccessLog::Failures), ("all", AccessLog::All)];
+const FORMAT: &[(&str, Format)] = &[("json", Format::Json), ("text", Format::Text)];
+const HEALTH_CHECK: &[(&str, HealthCheck)] = &[("tcp", HealthCheck::Tcp), ("off", HealthCheck::Off)];
+const PROTOCOL: &[(&str, Protocol)] = &[
+    ("http", Protocol::Http),
+    ("http2", Protocol::Http2),
+    ("grpc", Protocol::Grpc),
+    ("tcp", Protocol::Tcp),
+    ("detect", Protocol::Detect),
+];
+const PORT_FORM: &str = "write [NAME=]PORT[:APP_PORT][/PROTOCOL], as in 80:8080/http";
+const UPSTREAM_FORM: &str = "write [IP:]PORT=SERVICE:PORT, as in 5432=database:5432";
+
+fn missing(flag: &'static str, remedy: &str) -> SettingsError {
+    SettingsError::new(flag, "", "is needed", remedy)
+}
+
+fn choice<T: Copy>(flag: &'static str, value: &str, choices: &[(&str, T)]) -> Result<T, SettingsError> {
+    if let Some((_, chosen)) = choices.iter().find(|(name, _)| *name == value) {
+        return Ok(*chosen);
+    }
+    let names = choices.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+    Err(SettingsError::new(flag, value, "not one of the choices", format!("use one of {names}")))
+}
+
+/// A DNS label: what names of services and namespaces are.
+fn label(flag: &'static str, value: String) -> Result<Box<str>, SettingsError> {
+    if is_label(&value) {
+        return Ok(value.into());
+    }
+    let remedy = "use at most 63 of a-z, 0-9 and `-`, beginning and ending with a letter or digit";
+    Err(SettingsError::new(flag, value, "not a name", remedy))
+}
+
+fn is_label(text: &str) -> bool {
+    let alphanumeric = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let bytes = text.as_bytes();
+    matches!(bytes, [first, .., last] if alphanumeric(*first) && alphanumeric(*last) && bytes.len() <= 63)
+        && bytes.iter().all(|&byte| alphanumeric(byte) || byte == b'-')
+        || matches!(bytes, [only] if alphanumeric(*only))
+}
+
+fn duration(flag: &'static str, value: &str, example: &str) -> Result<Duration, SettingsError> {
+    humantime::parse_duration(value)
+        .map_err(|error| SettingsError::new(flag, value, error, format!("write a number and a unit, as in {example}")))
+}
+
+fn address(flag: &'static str, value: &str, example: &str) -> Result<SocketAddr, SettingsError> {
+    let value = value.trim();
+    value.parse().or_else(|error| {
+        // A bare port is the example's address with that port: what people mean by `--outbound 8001`.
+        let default: SocketAddr = example.parse().expect("the example is an address");
+        value.parse().map(|port| SocketAddr::new(default.ip(), port)).map_err(|_not_a_port: std::num::ParseIntError| {
+            SettingsError::new(flag, value, error, format!("write IP:PORT, as in {example}"))
+        })
+    })
+}
+
+fn endpoint(flag: &'static str, value: String) -> Result<Box<str>, SettingsError> {
+    let remedy = "write HOST:PORT without a scheme, as in mesh.example:15010";
+    if value.contains("://") || value.contains('/') {
+        return Err(SettingsError::new(flag, value, "has a scheme or a path", remedy));
+    }
+    match value.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0) => Ok(value.into()),
+        _ => Err(SettingsError::new(flag, value, "has no port", remedy)),
+    }
+}
+
+fn join_token(text: Option<String>, file: Option<PathBuf>) -> Result<Option<TokenSource>, SettingsError> {
+    match (text.filter(|text| !text.trim().is_empty()), file) {
+        (Some(_), Some(file)) => {
+            let remedy = format!("unset one of them; {JOIN_TOKEN} is set, too");
+            Err(SettingsError::new("--join-token-file", file.display().to_string(), "two join tokens", remedy))
+        }
+        (Some(text), None) => Ok(Some(TokenSource::Text(text.into()))),
+        (None, Some(file)) => Ok(Some(TokenSource::File(file))),
+        (None, None) => Ok(None),
+    }
+}
+
+fn port(spec: &str) -> Result<Port, SettingsError> {
+    let wrong = |problem: &str| SettingsError::new("--port", spec, problem, PORT_FORM);
+    let number = |text: &str| match text.trim().parse::<u16>() {
+        Ok(port) if port > 0 => Ok(port),
+        _ => Err(wrong(&format!("`{text}` is not a port"))),
+    };
+    let (name, rest) = spec.trim().split_once('=').unwrap_or(("", spec.trim()));
+    if !name.is_empty() && !is_label(name) {
+        return Err(wrong(&format!("`{name}` is not a name")));
+    }
+    let (numbers, protocol) = rest.split_once('/').unwrap_or((rest, "detect"));
+    let (port, app_port) = numbers.split_once(':').unwrap_or((numbers, numbers));
+    let Some((_, protocol)) = PROTOCOL.iter().find(|(name, _)| *name == protocol) else {
+        return Err(wrong(&format!("`{protocol}` is not a protocol; there are http, http2, grpc, tcp and detect")));
+    };
+    Ok(Port { name: name.into(), port: number(port)?, app_port: number(app_port)?, protocol: *protocol })
+}
+
+fn distinct_ports(ports: &[Port]) -> Result<(), SettingsError> {
+    for (index, port) in ports.iter().enumerate() {
+        let earlier = &ports[..index];
+        if earlier.iter().any(|other| other.port == port.port) {
+            let port = port.port.to_string();
+            return Err(SettingsError::new("--port", port, "given twice", "give each port of the service once"));
+        }
+        if !port.name.is_empty() && earlier.iter().any(|other| other.name == port.name) {
+            return Err(SettingsError::new("--port", &*port.name, "two ports of this name", "name them differently"));
+        }
+    }
+    Ok(())
+}
+
+fn upstream(spec: &str, namespace: &str) -> Result<UpstreamPort, SettingsError> {
+    let spec = spec.trim();
+    let wrong = |problem: String| SettingsError::new("--upstream", spec, problem, UPSTREAM_FORM);
+    let Some((listen, service)) = spec.split_once('=') else {
+        return Err(wrong("has no `=`".to_owned()));
+    };
+    let listen = match listen.parse::<u16>() {
+        Ok(port) => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port),
+        Err(_not_a_port) => listen.parse().map_err(|error| wrong(format!("`{listen}`: {error}")))?,
+    };
+    let Some((host, port)) = service.rsplit_once(':') else {
+        return Err(wrong(format!("`{service}` names no port")));
+    };
+    let port = port.parse::<u16>().ok().filter(|port| *port > 0).ok_or_else(|| {
+        wrong(format!("`{port}` is not a port"))
+    })?;
+    let host = canonical(host, namespace).ok_or_else(|| wrong(format!("`{host}` is not the name of a service")))?;
+    Ok(UpstreamPort { spec: spec.into(), listen, authority: format!("{host}:{port}").into() })
+}
+
+/// `orders`, `orders.shop`, `orders.shop.svc…` and `orders.shop.mesh` → `orders.shop`.
+fn canonical(host: &str, namespace: &str) -> Option<String> {
+    let host = host.to_ascii_lowercase();
+    let mut labels = host.trim_end_matches('.').splitn(3, '.');
+    let name = labels.next().filter(|name| is_label(name))?;
+    let namespace = labels.next().unwrap_or(namespace);
+    let known = matches!(labels.next(), None | Some("svc" | "svc.cluster.local" | "mesh"));
+    (known && is_label(namespace)).then(|| format!("{name}.{namespace}"))
+}
+
+fn advertised(value: &str) -> Result<Advertised, SettingsError> {
+    if let Ok(ip) = IpAddr::from_str(value) {
+        return usable(value, Advertised { ip, port: None });
+    }
+    match SocketAddr::from_str(value) {
+        Ok(address) => usable(value, Advertised { ip: address.ip(), port: Some(address.port()) }),
+        Err(error) => Err(SettingsError::new("--address", value, error, "write IP or IP:PORT, as in 10.0.0.7")),
+    }
+}
+
+fn usable(value: &str, advertised: Advertised) -> Result<Advertised, SettingsError> {
+    if advertised.ip.is_unspecified() || advertised.port == Some(0) {
+        let remedy = "write the address by which other sidecars reach this one";
+        return Err(SettingsError::new("--address", value, "nobody can call this", remedy));
+    }
+    Ok(advertised)
+}
+
+fn key_value(pair: &str) -> Result<(String, String), SettingsError> {
+    match pair.split_once('=') {
+        Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_owned(), value.trim().to_owned())),
+        _ => Err(SettingsError::new("--labels", pair, "has no key and value", "write key=value,key=value")),
+    }
+}
+
+fn workers(asked: Option<usize>, cores: usize) -> Result<usize, SettingsError> {
+    match asked {
+        // More threads cost memory in every sidecar of the machine; two carry what one service gets.
+        None => Ok(cores.clamp(1, 2)),
+        Some(workers @ 1..=256) => Ok(workers),
+        Some(other) => Err(SettingsError::new("--workers", other.to_string(), "out of range", "use 1 to 256")),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,136 @@
+//! Tables of settings.
+
+use super::*;
+
+const BASE: &[&str] = &["weft-sidecar", "--control-plane", "mesh.example:15010", "--service", "orders"];
+
+fn settings(flags: &[&str]) -> Result<Settings, String> {
+    let args = BASE.iter().chain(flags).copied();
+    let cli = Cli::try_parse_from(args).map_err(|error| error.to_string())?;
+    Settings::new(cli.flags, None, 8).map_err(|error| error.to_string())
+}
+
+#[test]
+fn defaults() {
+    let settings = settings(&[]).unwrap();
+    assert_eq!(settings.data_dir, PathBuf::from("weft-data/orders"));
+    assert_eq!(settings.outbound, "127.0.0.1:15001".parse().unwrap());
+    assert_eq!(settings.inbound, "0.0.0.0:15006".parse().unwrap());
+    assert_eq!(settings.workers, 2);
+    assert_eq!(settings.drain, Duration::from_secs(30));
+    assert_eq!(settings.on_demand_idle, Duration::from_secs(600));
+    assert_eq!(settings.health_check, HealthCheck::Tcp);
+    assert_eq!(settings.service_key(), "default/orders");
+    assert!(settings.ports.is_empty());
+}
+
+#[test]
+fn ports() {
+    let port = |name: &str, port, app_port, protocol| Port { name: name.into(), port, app_port, protocol };
+    let table = [
+        ("80", port("", 80, 80, Protocol::Detect)),
+        ("80:8080", port("", 80, 8080, Protocol::Detect)),
+        ("80/http", port("", 80, 80, Protocol::Http)),
+        ("web=80:8080/http2", port("web", 80, 8080, Protocol::Http2)),
+        ("9000/grpc", port("", 9000, 9000, Protocol::Grpc)),
+        ("5432/tcp", port("", 5432, 5432, Protocol::Tcp)),
+        ("1/detect", port("", 1, 1, Protocol::Detect)),
+    ];
+    for (spec, expected) in table {
+        assert_eq!(settings(&["--port", spec]).unwrap().ports, [expected], "{spec}");
+    }
+    let both = settings(&["--port", "80/http,81/tcp", "--port", "82"]).unwrap().ports;
+    assert_eq!(both.iter().map(|port| port.port).collect::<Vec<_>>(), [80, 81, 82]);
+}
+
+#[test]
+fn upstreams() {
+    let table = [
+        ("127.0.0.1:9000=inventory:9000", "127.0.0.1:9000", "inventory.default:9000"),
+        ("0=inventory.shop:9000", "127.0.0.1:0", "inventory.shop:9000"),
+        ("[::1]:1=Inventory.shop.svc.cluster.local.:2", "[::1]:1", "inventory.shop:2"),
+        ("1=a.b.mesh:2", "127.0.0.1:1", "a.b:2"),
+    ];
+    for (spec, listen, authority) in table {
+        let upstreams = settings(&["--upstream", spec]).unwrap().upstreams;
+        assert_eq!(upstreams[0].listen, listen.parse().unwrap(), "{spec}");
+        assert_eq!(&*upstreams[0].authority, authority, "{spec}");
+        assert_eq!(&*upstreams[0].spec, spec);
+    }
+}
+
+#[test]
+fn errors_name_flag_value_and_remedy() {
+    let table: &[(&[&str], &[&str])] = &[
+        (&["--port", "x"], &["--port", "`x`", "80:8080/http"]),
+        (&["--port", "0"], &["--port", "not a port"]),
+        (&["--port", "80/smtp"], &["smtp", "detect"]),
+        (&["--port", "80", "--port", "80:81"], &["--port", "twice"]),
+        (&["--port", "a=80", "--port", "a=81"], &["--port", "`a`"]),
+        (&["--upstream", "9000"], &["--upstream", "5432=database:5432"]),
+        (&["--upstream", "1=a"], &["names no port"]),
+        (&["--upstream", "1=a.b.example.com:1"], &["a.b.example.com", "service"]),
+        (&["--admin", "0.0.0.0:15000"], &["--admin", "loopback"]),
+        (&["--outbound", "here"], &["--outbound", "`here`", "IP:PORT"]),
+        (&["--weight", "0"], &["--weight", "1 to 1000"]),
+        (&["--workers", "0"], &["--workers", "1 to 256"]),
+        (&["--drain", "soon"], &["--drain", "`soon`", "30s"]),
+        (&["--labels", "a"], &["--labels", "key=value"]),
+        (&["--address", "0.0.0.0"], &["--address", "nobody"]),
+        (&["--address", "host"], &["--address", "10.0.0.7"]),
+        (&["--access-log", "some"], &["--access-log", "failures"]),
+        (&["--namespace", "No"], &["--namespace", "`No`"]),
+        (&["--trust-domain", "A b"], &["--trust-domain", "weft.local"]),
+        (&["--control-plane", "https://x:1"], &["--control-plane", "without a scheme"]),
+        (&["--control-plane", "x"], &["--control-plane", "no port"]),
+    ];
+    for (flags, parts) in table {
+        // clap takes the later of two values only when told; the table's own control plane comes alone.
+        let error = match flags[0] {
+            "--control-plane" => {
+                let args = ["weft-sidecar", "--service", "orders"].iter().chain(*flags).copied();
+                Settings::new(Cli::try_parse_from(args).unwrap().flags, None, 8).unwrap_err().to_string()
+            }
+            _ => settings(flags).unwrap_err(),
+        };
+        for part in *parts {
+            assert!(error.contains(part), "{flags:?}: {error} lacks {part}");
+        }
+    }
+}
+
+#[test]
+fn what_is_needed_is_said() {
+    let parse = |args: &[&str]| Settings::new(Cli::try_parse_from(args).unwrap().flags, None, 1).unwrap_err();
+    assert!(parse(&["weft-sidecar"]).to_string().starts_with("--service"));
+    assert!(parse(&["weft-sidecar", "--service", "a"]).to_string().starts_with("--control-plane"));
+}
+
+#[test]
+fn flags_stand_before_or_after_the_subcommand() {
+    let args = BASE.iter().chain(&["run", "--port", "80", "--", "sh", "-c", "exit 3", "--port"]).copied();
+    let cli = Cli::try_parse_from(args).unwrap();
+    let command = ["sh", "-c", "exit 3", "--port"].map(OsString::from).to_vec();
+    assert_eq!(cli.command, Some(Command::Run { command }));
+    assert_eq!(Settings::new(cli.flags, None, 1).unwrap().ports.len(), 1);
+}
+
+#[test]
+fn a_token_is_never_shown() {
+    let cli = Cli::try_parse_from(BASE).unwrap();
+    let settings = Settings::new(cli.flags, Some(" weft1.id.secret.hash\n".to_owned()), 1).unwrap();
+    assert!(!format!("{settings:?}").contains("secret"));
+    assert_eq!(settings.join_token.unwrap().read().unwrap(), "weft1.id.secret.hash");
+    let both = Cli::try_parse_from(BASE.iter().chain(&["--join-token-file", "f"]).copied()).unwrap();
+    let error = Settings::new(both.flags, Some("t".to_owned()), 1).unwrap_err();
+    assert!(error.to_string().contains("two join tokens"), "{error}");
+}
+
+#[test]
+fn help_teaches() {
+    let help = <Cli as clap::CommandFactory>::command().render_long_help().to_string();
+    for part in ["WEFT_CONTROL_PLANE", "WEFT_JOIN_TOKEN", "run -- python3 app.py", "[default: 127.0.0.1:15001]"] {
+        assert!(help.contains(part), "{part}");
+    }
+    <Cli as clap::CommandFactory>::command().debug_assert();
+}
