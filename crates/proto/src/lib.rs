@@ -7,5 +7,7 @@
 
 include!("generated/mod.rs");
 
+pub mod connect;
+
 /// The descriptors of the services, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!("generated/descriptors.bin");
