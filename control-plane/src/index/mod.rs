@@ -6,7 +6,7 @@ mod worlds;
 
 pub use self::{
     world::{
-        Dirty, EndpointEntry, EndpointPort, ObjectKey, ServiceEntry, ServiceKey, Update, Versioned, WorkloadEntry,
+        Dirty, EndpointEntry, EndpointPort, ObjectKey, ServiceEntry, ServiceKey, Update, WorkloadEntry,
         WorkloadPort, World,
     },
     worlds::{Change, Subscription, Worlds},

@@ -2,55 +2,17 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
 use weft_identity::{SpiffeId, TrustDomain};
+pub use weft_model::ServiceKey;
 use weft_model::{AccessPolicy, GrpcRoute, HttpRoute, Mesh, Service, TrafficPolicy};
 use weft_xds::resource::Health;
 
-/// Namespace and name of a resource of one kind.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ObjectKey {
-    /// Never empty.
-    pub namespace: Arc<str>,
-    /// Never empty.
-    pub name: Arc<str>,
-}
-
-/// Key of a service.
-pub type ServiceKey = ObjectKey;
-
-impl ObjectKey {
-    /// A key from its two parts.
-    pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
-    }
-}
-
-/// `namespace/name`.
-impl fmt::Display for ObjectKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
-    }
-}
-
-/// A configured resource and the revision that last changed it.
-#[derive(Debug)]
-pub struct Versioned<T> {
-    /// Parsed, defaults not filled in.
-    pub resource: Arc<T>,
-    /// 0 for what no change of the log declared.
-    pub revision: u64,
-}
-
-impl<T> Clone for Versioned<T> {
-    fn clone(&self) -> Self {
-        Self { resource: self.resource.clone(), revision: self.revision }
-    }
-}
+/// Namespace and name of a resource whose kind goes without saying.
+pub type ObjectKey = ServiceKey;
 
 /// Every fact at one moment. Cheap to clone: maps of shared entries.
 #[derive(Debug, Clone)]
@@ -61,16 +23,16 @@ pub struct World {
     pub generation: u64,
     /// Declared and implicit services with their endpoints.
     pub services: BTreeMap<ServiceKey, Arc<ServiceEntry>>,
-    /// `HTTPRoute`s.
-    pub http_routes: BTreeMap<ObjectKey, Versioned<HttpRoute>>,
+    /// `HTTPRoute`s. As for all resources here, `metadata.revision` is the revision that last changed it.
+    pub http_routes: BTreeMap<ObjectKey, Arc<HttpRoute>>,
     /// `GRPCRoute`s.
-    pub grpc_routes: BTreeMap<ObjectKey, Versioned<GrpcRoute>>,
+    pub grpc_routes: BTreeMap<ObjectKey, Arc<GrpcRoute>>,
     /// `TrafficPolicy`s.
-    pub traffic_policies: BTreeMap<ObjectKey, Versioned<TrafficPolicy>>,
+    pub traffic_policies: BTreeMap<ObjectKey, Arc<TrafficPolicy>>,
     /// `AccessPolicy`s.
-    pub access_policies: BTreeMap<ObjectKey, Versioned<AccessPolicy>>,
+    pub access_policies: BTreeMap<ObjectKey, Arc<AccessPolicy>>,
     /// The `Mesh`, or its defaults (revision 0).
-    pub mesh: Versioned<Mesh>,
+    pub mesh: Arc<Mesh>,
     /// Registered workloads by id, `namespace/service/instance`.
     pub workloads: BTreeMap<Arc<str>, Arc<WorkloadEntry>>,
     /// Root certificates, DER.
@@ -79,15 +41,25 @@ pub struct World {
     pub trust_domain: TrustDomain,
 }
 
+impl World {
+    /// Whether an identity may register workloads and open xDS for a service: its account is the service's name, or one
+    /// that the service names in `weft.mesh/service-accounts`.
+    pub fn may_act_as(&self, identity: &SpiffeId, service: &ServiceKey) -> bool {
+        if identity.trust_domain() != self.trust_domain.as_str() || identity.namespace() != service.namespace {
+            return false;
+        }
+        let named = |entry: &Arc<ServiceEntry>| entry.service.service_accounts().any(|name| name == identity.account());
+        identity.account() == service.name || self.services.get(service).is_some_and(named)
+    }
+}
+
 /// A service and who serves it.
 #[derive(Debug)]
 pub struct ServiceEntry {
-    /// As declared, or as its workloads registered it.
+    /// As declared, or as its workloads registered it (revision 0).
     pub service: Arc<Service>,
     /// No resource declares it.
     pub implicit: bool,
-    /// Revision that last changed the declaration; 0 when implicit.
-    pub revision: u64,
     /// In order of address.
     pub endpoints: Arc<[EndpointEntry]>,
     /// Who may serve it: the identities that its endpoints may prove. In order.
