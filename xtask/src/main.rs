@@ -1,6 +1,9 @@
 //! Development commands: `cargo xtask test | bench | proto`.
 
 mod proto;
+mod run;
+mod system;
+mod test;
 
 use std::path::Path;
 
@@ -16,6 +19,17 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Everything that must hold: format, lints, unit, property, integration, interop and document tests.
+    ///
+    /// Installs the system packages that it needs when it is root on Debian, and otherwise names them.
+    Test(test::Options),
+    /// Benchmarks beside Envoy and HAProxy on this machine: one table of ratios.
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// What the benchmark takes (see `cargo xtask bench --help`).
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Generate crates/proto/src/generated (needs protoc).
     Proto {
         /// Only fail when what is committed is stale.
@@ -27,6 +41,22 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace");
     match Args::parse().command {
+        Command::Test(options) => test::run(root, &options),
+        Command::Bench { args } => {
+            system::packages(&["haproxy"])?;
+            let venv = system::python(root)?;
+            run::cargo(
+                root,
+                &["build", "--release", "--bin", "weft", "--bin", "weft-bench", "-p", "weft", "-p", "weft-bench"],
+            )?;
+            let bench = root.join("target/release/weft-bench");
+            run::program(
+                root,
+                &bench.display().to_string(),
+                &args,
+                &[("WEFT_INTEROP_VENV", venv.display().to_string())],
+            )
+        }
         Command::Proto { check } => proto::run(root, check),
     }
 }

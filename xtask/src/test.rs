@@ -1,0 +1,86 @@
+//! `cargo xtask test`: everything that must hold before a change lands.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use crate::{proto, run, system};
+
+/// Which steps.
+#[derive(Args)]
+pub struct Options {
+    /// Only these steps, comma-separated: format, lint, proto, bans, unit, mesh.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+}
+
+/// The steps, in order: the quick ones first.
+const STEPS: &[(&str, fn(&Path) -> Result<()>)] =
+    &[("format", format), ("bans", bans), ("proto", fresh_proto), ("lint", lint), ("unit", unit), ("mesh", mesh)];
+
+/// Runs them.
+///
+/// # Errors
+/// At the first step that fails.
+pub fn run(root: &Path, options: &Options) -> Result<()> {
+    if let Some(unknown) = options.only.iter().find(|name| !STEPS.iter().any(|(step, _)| step == name)) {
+        let names: Vec<_> = STEPS.iter().map(|(step, _)| *step).collect();
+        bail!("there is no step `{unknown}`; the steps are {}", names.join(", "));
+    }
+    for (name, step) in
+        STEPS.iter().filter(|(name, _)| options.only.is_empty() || options.only.iter().any(|o| o == name))
+    {
+        eprintln!("xtask: {name}");
+        step(root).with_context(|| format!("step `{name}`"))?;
+    }
+    eprintln!("xtask: all steps passed");
+    Ok(())
+}
+
+fn format(root: &Path) -> Result<()> {
+    run::cargo(root, &["fmt", "--all", "--check"])
+}
+
+fn lint(root: &Path) -> Result<()> {
+    run::cargo(root, &["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"])
+}
+
+fn fresh_proto(root: &Path) -> Result<()> {
+    system::packages(&["protobuf-compiler"])?;
+    proto::run(root, true)
+}
+
+/// The crates that deny.toml bans must not be in the lock file; where cargo-deny is installed it checks the rest too.
+fn bans(root: &Path) -> Result<()> {
+    let policy = std::fs::read_to_string(root.join("deny.toml"))?;
+    let lock = std::fs::read_to_string(root.join("Cargo.lock"))?;
+    let mut banned =
+        policy.lines().filter_map(|line| line.trim().strip_prefix("{ crate = \"")?.split('"').next()).peekable();
+    if banned.peek().is_none() {
+        bail!("deny.toml bans nothing: it has been written in a way that this check does not read");
+    }
+    for name in banned {
+        if lock.lines().any(|line| line == format!("name = \"{name}\"")) {
+            bail!("{name} is in Cargo.lock, and deny.toml bans it: `cargo tree -i {name}` says who wants it");
+        }
+    }
+    Ok(())
+}
+
+/// Unit, property and in-crate protocol tests, and the examples in docs.
+fn unit(root: &Path) -> Result<()> {
+    run::cargo(root, &["test", "--workspace", "--exclude", "weft-tests", "--locked", "--quiet"])
+}
+
+/// Real processes on loopback, foreign peers, and every command that the documents show.
+fn mesh(root: &Path) -> Result<()> {
+    system::packages(&["curl"])?;
+    let venv = system::python(root)?;
+    run::cargo(
+        root,
+        &["build", "--locked", "--quiet", "--bins", "-p", "weft", "-p", "weft-sidecar", "-p", "weft-control-plane"],
+    )?;
+    let env = [("WEFT_INTEROP_VENV", venv.display().to_string()), ("WEFT_REQUIRE_INTEROP", "1".to_owned())];
+    run::program(root, env!("CARGO"), &["test", "-p", "weft-tests", "--locked", "--", "--test-threads=2"], &env)
+}
