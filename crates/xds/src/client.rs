@@ -1,0 +1,1 @@
+//! The client's half: delta ADS as a state machine.

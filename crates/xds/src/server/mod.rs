@@ -1,0 +1,1 @@
+//! The server's half: one stream as a state machine.
