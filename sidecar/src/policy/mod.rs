@@ -1,1 +1,6 @@
-//! Access rules, retry plan, timeouts. No I/O.
+//! Access rules, retry plan, backoff, timeouts. Pure: no I/O, no clock, no chance of its own.
+
+pub mod access;
+pub mod backoff;
+pub mod retry;
+pub mod timeouts;
