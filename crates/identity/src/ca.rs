@@ -77,12 +77,10 @@ impl Authority {
         Ok(authority)
     }
 
-    /// Signs a request: a chain of leaf and intermediates, without the root. The leaf is valid from five minutes ago
-    /// (a tenth of `ttl` if that is less) to `now + ttl`, or to the end of the issuer. `dns` adds DNS names or IP addresses.
+    /// Reads and signs a request: [`Request::parse`], then [`Authority::sign_request`].
     ///
     /// # Errors
-    /// [`CaError::Request`] when the request is damaged, its signature is not by the key in it, or the key is not ECDSA
-    /// P-256, P-384 or Ed25519; [`CaError::OtherTrustDomain`] for an identity that is not this authority's to give.
+    /// As for those two.
     pub fn sign(
         &self,
         csr: &[u8],
@@ -91,7 +89,43 @@ impl Authority {
         ttl: Duration,
         now: SystemTime,
     ) -> Result<Vec<CertificateDer<'static>>, CaError> {
-        self.sign_key(&public_key(csr)?, id, dns, ttl, now)
+        self.sign_request(&Request::parse(csr)?, id, dns, ttl, now)
+    }
+
+    /// Signs a request: a chain of leaf and intermediates, without the root. The leaf is valid from five minutes ago
+    /// (a tenth of `ttl` if that is less) to `now + ttl`, or to the end of the issuer. `dns` adds DNS names or IP addresses.
+    ///
+    /// # Errors
+    /// [`CaError::OtherTrustDomain`] for an identity that is not this authority's to give, [`CaError::IssuerExpired`].
+    pub fn sign_request(
+        &self,
+        request: &Request,
+        id: &SpiffeId,
+        dns: &[&str],
+        ttl: Duration,
+        now: SystemTime,
+    ) -> Result<Vec<CertificateDer<'static>>, CaError> {
+        if id.trust_domain() != self.trust_domain.as_str() {
+            return Err(CaError::OtherTrustDomain);
+        }
+        let end = self.issuer_not_after();
+        if end <= now {
+            return Err(CaError::IssuerExpired);
+        }
+        let mut params = CertificateParams::new(dns.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())?;
+        params.subject_alt_names.insert(0, SanType::URI(id.as_str().try_into()?));
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::OrganizationName, ORGANIZATION);
+        params.serial_number = Some(new_serial()?);
+        params.not_before = (now - BACK_DATED.min(ttl / 10)).into();
+        params.not_after = now.checked_add(ttl).map_or(end, |wished| wished.min(end)).into();
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.use_authority_key_identifier_extension = true;
+        let issuer = Issuer::from_ca_cert_der(&self.issuer[0], self.issuer_key.pair())?;
+        let leaf = params.signed_by(&request.key, &issuer)?;
+        Ok(std::iter::once(leaf.into()).chain(self.issuer.iter().cloned()).collect())
     }
 
     /// Makes a key and an SVID for the control plane itself. Its chain ends in the root, so that a client that knows no
@@ -134,6 +168,12 @@ impl Authority {
         Ok(Self { roots: bundle.roots().to_vec(), ..self.clone() })
     }
 
+    /// Whether this authority came of the same import as another: same root, and the same issuer or one of our own making.
+    pub fn same_source(&self, other: &Self) -> bool {
+        let own_issuers = self.root_key.is_some() && other.root_key.is_some();
+        self.roots[0] == other.roots[0] && (own_issuers || self.issuer == other.issuer)
+    }
+
     /// The trust domain that this authority speaks for.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
@@ -171,8 +211,10 @@ impl Authority {
             files::write_private(&path, text.as_bytes()).map_err(|error| CaError::file(&path, &error))
         };
         write(ROOT_CERT, &cert::to_pem(&self.roots))?;
-        if let Some(key) = &self.root_key {
-            write(ROOT_KEY, &key.to_pem())?;
+        match &self.root_key {
+            Some(key) => write(ROOT_KEY, &key.to_pem())?,
+            // One that an earlier authority left is not this root's.
+            None => remove(&dir.join(ROOT_KEY))?,
         }
         // Like an SVID, the key file holds both keys while the certificate changes over.
         let new = self.issuer_key.to_pem();
@@ -185,7 +227,8 @@ impl Authority {
     /// Reads what [`Authority::save`] wrote; `None` when the directory holds no authority.
     ///
     /// # Errors
-    /// [`CaError`] when a file is damaged or missing, or the authority can no longer sign what peers accept.
+    /// [`CaError`] when a file is damaged or missing, or the authority can no longer sign what peers accept. An intermediate
+    /// that is due is renewed and saved first.
     pub fn load(trust_domain: TrustDomain, dir: &Path, now: SystemTime) -> Result<Option<Self>, CaError> {
         let read = |name: &str| {
             let path = dir.join(name);
@@ -199,6 +242,11 @@ impl Authority {
             true => Some(PrivateKey::from_pem(&read(ROOT_KEY)?)?),
             false => None,
         };
+        if let Some(key) = &root_key
+            && cert::parse(&roots[0])?.public_key().raw != key.public_key()
+        {
+            return Err(CaError::Chain("does not end in the root of the key in root.key"));
+        }
         let issuer = cert::from_pem(&read(ISSUER_CERT)?)?;
         let first = issuer.first().ok_or(CaError::Chain("holds no certificate"))?;
         let public = cert::parse(first)?.public_key().raw.to_vec();
@@ -207,7 +255,11 @@ impl Authority {
         let issuer_key = issuer_key.ok_or(CaError::Chain("does not begin with the certificate of the given key"))?;
         let authority = Self { trust_domain, roots, root_key, issuer, issuer_key };
         // An intermediate that expired while the control plane was off is replaced, not mourned.
-        let authority = authority.renewed(now)?.unwrap_or(authority);
+        let renewed = authority.renewed(now)?;
+        if let Some(renewed) = &renewed {
+            renewed.save(dir)?;
+        }
+        let authority = renewed.unwrap_or(authority);
         authority.check(now)?;
         Ok(Some(authority))
     }
@@ -218,56 +270,43 @@ impl Authority {
         let chain = self.sign(&PrivateKey::generate()?.csr()?, &id, &[], Duration::from_secs(60), now)?;
         verify::chain(&chain, &self.bundle(), now).map_err(|fault| CaError::Unusable(fault.to_string()))
     }
-
-    fn sign_key(
-        &self,
-        public_key: &SubjectPublicKeyInfo,
-        id: &SpiffeId,
-        dns: &[&str],
-        ttl: Duration,
-        now: SystemTime,
-    ) -> Result<Vec<CertificateDer<'static>>, CaError> {
-        if id.trust_domain() != self.trust_domain.as_str() {
-            return Err(CaError::OtherTrustDomain);
-        }
-        let end = self.issuer_not_after();
-        if end <= now {
-            return Err(CaError::IssuerExpired);
-        }
-        let mut params = CertificateParams::new(dns.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())?;
-        params.subject_alt_names.insert(0, SanType::URI(id.as_str().try_into()?));
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::OrganizationName, ORGANIZATION);
-        params.serial_number = Some(new_serial()?);
-        params.not_before = (now - BACK_DATED.min(ttl / 10)).into();
-        params.not_after = (now + ttl).min(end).into();
-        params.is_ca = IsCa::ExplicitNoCa;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        params.use_authority_key_identifier_extension = true;
-        let issuer = Issuer::from_ca_cert_der(&self.issuer[0], self.issuer_key.pair())?;
-        let leaf = params.signed_by(public_key, &issuer)?;
-        Ok(std::iter::once(leaf.into()).chain(self.issuer.iter().cloned()).collect())
-    }
 }
 
-/// The public key of a signing request, once the request's own signature is found to be by that key.
-fn public_key(csr: &[u8]) -> Result<SubjectPublicKeyInfo, CaError> {
-    if csr.len() > LARGEST_REQUEST {
-        return Err(CaError::Request("it is too large"));
+/// A signing request whose own signature was found to be by the key in it. Nothing else of it is kept.
+#[derive(Debug, Clone)]
+pub struct Request {
+    key: SubjectPublicKeyInfo,
+}
+
+impl Request {
+    /// Reads a PKCS#10 request, DER.
+    ///
+    /// # Errors
+    /// [`CaError::Request`] when it is damaged or larger than 16 KiB, its signature is not by the key in it, or the key is
+    /// not ECDSA P-256, P-384 or Ed25519.
+    pub fn parse(csr: &[u8]) -> Result<Self, CaError> {
+        if csr.len() > LARGEST_REQUEST {
+            return Err(CaError::Request("it is too large"));
+        }
+        let parsed = X509CertificationRequest::from_der(csr);
+        let (rest, request) = parsed.map_err(|_| CaError::Request("it cannot be read"))?;
+        if !rest.is_empty() {
+            return Err(CaError::Request("something follows it"));
+        }
+        request.verify_signature().map_err(|_| CaError::Request("its signature is not by its own key"))?;
+        let key = SubjectPublicKeyInfo::from_der(request.certification_request_info.subject_pki.raw);
+        let key = key.map_err(|_| CaError::Request("its key is of an unknown kind"))?;
+        let accepted = [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519];
+        if accepted.contains(&key.algorithm()) {
+            Ok(Self { key })
+        } else {
+            Err(CaError::Request("its key is not ECDSA P-256, P-384 or Ed25519"))
+        }
     }
-    let (rest, request) = X509CertificationRequest::from_der(csr).map_err(|_| CaError::Request("it cannot be read"))?;
-    if !rest.is_empty() {
-        return Err(CaError::Request("something follows it"));
-    }
-    request.verify_signature().map_err(|_| CaError::Request("its signature is not by its own key"))?;
-    let key = SubjectPublicKeyInfo::from_der(request.certification_request_info.subject_pki.raw);
-    let key = key.map_err(|_| CaError::Request("its key is of an unknown kind"))?;
-    let accepted = [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_ED25519];
-    if accepted.contains(&key.algorithm()) {
-        Ok(key)
-    } else {
-        Err(CaError::Request("its key is not ECDSA P-256, P-384 or Ed25519"))
+
+    /// SHA-256 of the public key (SubjectPublicKeyInfo): two requests for one key have the same.
+    pub fn key_sha256(&self) -> [u8; 32] {
+        cert::sha256(&self.key.subject_public_key_info())
     }
 }
 
@@ -321,6 +360,14 @@ fn new_serial() -> Result<SerialNumber, CaError> {
     aws_lc_rs::rand::fill(&mut bytes).map_err(|_| KeyError::Generate("the system's random source failed".into()))?;
     bytes[0] = bytes[0] & 0x3f | 0x40;
     Ok(SerialNumber::from_slice(&bytes))
+}
+
+fn remove(path: &Path) -> Result<(), CaError> {
+    match std::fs::remove_file(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(CaError::file(path, &error)),
+    }
 }
 
 fn self_signed(der: &CertificateDer<'_>) -> Result<bool, CaError> {
