@@ -7,5 +7,10 @@
 //!               xDS sessions ◄── resources ◄── translate (pure) ◄── World ◄─┘
 //! ```
 
+pub mod certificates;
 pub mod index;
+pub mod peer;
+pub mod registry;
 pub mod store;
+pub mod translate;
+pub mod xds;

@@ -31,7 +31,8 @@ pub fn of<'a>(
     }
     endpoints.sort_by(|a, b| (a.ip, &a.ports, &a.workload).cmp(&(b.ip, &b.ports, &b.workload)));
     // Two slices may name the same address; a workload's own word comes first.
-    endpoints.dedup_by(|a, b| a.ip == b.ip && a.ports == b.ports && (a.workload.is_empty() || a.workload == b.workload));
+    endpoints
+        .dedup_by(|a, b| a.ip == b.ip && a.ports == b.ports && (a.workload.is_empty() || a.workload == b.workload));
     endpoints.into()
 }
 
@@ -124,5 +125,5 @@ pub fn implicit<'a>(key: &ServiceKey, workloads: impl Iterator<Item = &'a Arc<Wo
         // They may differ while a new version rolls out; the first in order of id decides, until it is gone.
         ports.entry(port.port).or_insert_with(|| (port.name.to_string(), port.protocol.to_string()));
     }
-    super::model::service(key, ports)
+    super::document::service(key, ports)
 }

@@ -1,13 +1,146 @@
 //! The index: folds the configuration log and the registered workloads into the [`World`], and says what each change
 //! touched.
+//!
+//! [`fold`] decides what a change means, [`debounce`] when it is told; this shell listens to the log, the registry and
+//! the authority, and is the one writer of [`Worlds`].
 
+mod debounce;
+mod document;
+mod endpoints;
+mod fold;
 mod world;
 mod worlds;
 
+use std::{sync::Arc, time::Instant};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use weft_identity::TrustBundle;
+
+use self::debounce::Debounce;
 pub use self::{
+    document::{read, write},
+    fold::{DocumentError, Fold},
     world::{
-        Dirty, EndpointEntry, EndpointPort, ObjectKey, ServiceEntry, ServiceKey, Update, WorkloadEntry,
+        Dirty, EndpointEntry, EndpointPort, ObjectKey, ServiceEntry, ServiceKey, Update, Versioned, WorkloadEntry,
         WorkloadPort, World,
     },
     worlds::{Change, Subscription, Worlds},
 };
+use crate::{registry::Registry, store::Store};
+
+/// The index and what it reads.
+#[derive(Debug)]
+pub struct Index {
+    store: Store,
+    registry: Registry,
+    bundle: watch::Receiver<Arc<TrustBundle>>,
+    fold: Fold,
+    worlds: Arc<Worlds>,
+    applied: watch::Sender<u64>,
+}
+
+impl Index {
+    /// Folds everything there is. What changes from now on is published once [`Index::run`] runs.
+    /// # Errors
+    /// A stored document cannot be read.
+    pub fn open(
+        store: Store,
+        registry: Registry,
+        mut bundle: watch::Receiver<Arc<TrustBundle>>,
+    ) -> Result<Self, DocumentError> {
+        let mut fold = Fold::new(&bundle.borrow_and_update());
+        fold.reset(&store.log())?;
+        let changes = registry.take_changes();
+        for (id, workload) in changes.workloads {
+            fold.workload(&id, workload);
+        }
+        let (world, _) = fold.publish();
+        let (applied, _) = watch::channel(changes.sequence);
+        Ok(Self { store, registry, bundle, fold, worlds: Arc::new(Worlds::new(world)), applied })
+    }
+
+    /// Where it publishes.
+    pub fn worlds(&self) -> Arc<Worlds> {
+        self.worlds.clone()
+    }
+
+    /// Sequence of the registry's changes that the current world has.
+    pub fn applied(&self) -> watch::Receiver<u64> {
+        self.applied.subscribe()
+    }
+
+    /// Publishes until `stop`.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut head = self.store.watch();
+        let mut debounce = Debounce::default();
+        let mut sequence = *self.applied.borrow();
+        // What came between `open` and here.
+        let mut urgent = self.take(&mut sequence);
+        let mut changed = true;
+        loop {
+            let now = Instant::now();
+            if std::mem::take(&mut changed) {
+                debounce.on_change(std::mem::take(&mut urgent), now);
+            }
+            if debounce.due().is_some_and(|due| due <= now) {
+                self.publish(sequence);
+                debounce.on_publish(now);
+            }
+            let due = debounce.due();
+            let wait = async {
+                match due {
+                    Some(due) => tokio::time::sleep_until(due.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = wait => continue,
+                moved = head.changed() => if moved.is_err() { return },
+                moved = self.bundle.changed() => if moved.is_err() { return },
+                () = self.registry.changed() => {}
+            }
+            urgent |= self.take(&mut sequence);
+            changed = true;
+        }
+    }
+
+    /// Takes in everything that is new; whether it is urgent.
+    fn take(&mut self, sequence: &mut u64) -> bool {
+        self.take_log();
+        let bundle = self.bundle.borrow_and_update().clone();
+        self.fold.bundle(&bundle);
+        let changes = self.registry.take_changes();
+        *sequence = changes.sequence;
+        for (id, workload) in changes.workloads {
+            self.fold.workload(&id, workload);
+        }
+        changes.urgent
+    }
+
+    fn take_log(&mut self) {
+        let log = self.store.log();
+        let folded = match log.after(self.fold.world().revision) {
+            Ok(entries) => entries.iter().try_for_each(|entry| self.fold.apply(entry)),
+            // So far behind that the log has been compacted: begin anew.
+            Err(error) => {
+                tracing::warn!(%error, "the index starts over");
+                self.fold.reset(&log)
+            }
+        };
+        if let Err(error) = folded {
+            // Every document was read by this very version when it was applied.
+            tracing::error!(%error, "a change of configuration is left out of the mesh");
+        }
+    }
+
+    fn publish(&mut self, sequence: u64) {
+        let (world, dirty) = self.fold.publish();
+        tracing::debug!(revision = world.revision, generation = world.generation, dirty = dirty.len(), "published");
+        if !dirty.is_empty() || world.revision != self.worlds.current().revision {
+            self.worlds.publish(world, dirty);
+        }
+        self.applied.send_replace(sequence);
+    }
+}

@@ -14,6 +14,21 @@ use weft_xds::resource::Health;
 /// Namespace and name of a resource whose kind goes without saying.
 pub type ObjectKey = ServiceKey;
 
+/// A configured resource and the revision that last changed it.
+#[derive(Debug)]
+pub struct Versioned<T> {
+    /// As applied, defaults not filled in.
+    pub resource: Arc<T>,
+    /// 0 for what no change of the log declared.
+    pub revision: u64,
+}
+
+impl<T> Clone for Versioned<T> {
+    fn clone(&self) -> Self {
+        Self { resource: self.resource.clone(), revision: self.revision }
+    }
+}
+
 /// Every fact at one moment. Cheap to clone: maps of shared entries.
 #[derive(Debug, Clone)]
 pub struct World {
@@ -23,16 +38,16 @@ pub struct World {
     pub generation: u64,
     /// Declared and implicit services with their endpoints.
     pub services: BTreeMap<ServiceKey, Arc<ServiceEntry>>,
-    /// `HTTPRoute`s. As for all resources here, `metadata.revision` is the revision that last changed it.
-    pub http_routes: BTreeMap<ObjectKey, Arc<HttpRoute>>,
+    /// `HTTPRoute`s.
+    pub http_routes: BTreeMap<ObjectKey, Versioned<HttpRoute>>,
     /// `GRPCRoute`s.
-    pub grpc_routes: BTreeMap<ObjectKey, Arc<GrpcRoute>>,
+    pub grpc_routes: BTreeMap<ObjectKey, Versioned<GrpcRoute>>,
     /// `TrafficPolicy`s.
-    pub traffic_policies: BTreeMap<ObjectKey, Arc<TrafficPolicy>>,
+    pub traffic_policies: BTreeMap<ObjectKey, Versioned<TrafficPolicy>>,
     /// `AccessPolicy`s.
-    pub access_policies: BTreeMap<ObjectKey, Arc<AccessPolicy>>,
+    pub access_policies: BTreeMap<ObjectKey, Versioned<AccessPolicy>>,
     /// The `Mesh`, or its defaults (revision 0).
-    pub mesh: Arc<Mesh>,
+    pub mesh: Versioned<Mesh>,
     /// Registered workloads by id, `namespace/service/instance`.
     pub workloads: BTreeMap<Arc<str>, Arc<WorkloadEntry>>,
     /// Root certificates, DER.
@@ -56,8 +71,10 @@ impl World {
 /// A service and who serves it.
 #[derive(Debug)]
 pub struct ServiceEntry {
-    /// As declared, or as its workloads registered it (revision 0).
+    /// As declared, or as its workloads registered it.
     pub service: Arc<Service>,
+    /// Revision that last changed the declaration; 0 when implicit.
+    pub revision: u64,
     /// No resource declares it.
     pub implicit: bool,
     /// In order of address.

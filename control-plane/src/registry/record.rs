@@ -82,8 +82,7 @@ fn record(workload: &WorkloadEntry) -> Record {
 }
 
 fn entry(id: &str, record: Record, identity: SpiffeId) -> WorkloadEntry {
-    let port =
-        |port: Port| WorkloadPort { name: port.name.into(), port: port.port, protocol: port.protocol.into() };
+    let port = |port: Port| WorkloadPort { name: port.name.into(), port: port.port, protocol: port.protocol.into() };
     WorkloadEntry {
         id: id.into(),
         service: ObjectKey::new(record.namespace, record.service),

@@ -11,9 +11,11 @@ use redb::{
     backends::FileBackend,
 };
 
+use weft_model::ResourceKey;
+
 use super::{
     StoreError,
-    log::{Compacted, Entry, Log, ResourceKey, Resources, Stored},
+    log::{Compacted, Entry, Log, Resources, Stored},
 };
 
 /// Format of the file that this version writes, and the newest that it reads.

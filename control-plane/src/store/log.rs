@@ -2,34 +2,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
     sync::Arc,
 };
 
 use serde::{Deserialize, Serialize};
+use weft_model::ResourceKey;
 
 use super::StoreError;
-
-/// Names one resource.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct ResourceKey {
-    /// As in the document, `HTTPRoute`.
-    pub kind: String,
-    /// Empty for kinds that have none.
-    pub namespace: String,
-    /// Never empty.
-    pub name: String,
-}
-
-/// `HTTPRoute default/orders`, `Mesh mesh`.
-impl fmt::Display for ResourceKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.namespace.as_str() {
-            "" => write!(f, "{} {}", self.kind, self.name),
-            namespace => write!(f, "{} {namespace}/{}", self.kind, self.name),
-        }
-    }
-}
 
 /// A resource as the log holds it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -223,7 +202,7 @@ mod tests {
     use super::*;
 
     fn key(name: u8) -> ResourceKey {
-        ResourceKey { kind: "Service".into(), namespace: "default".into(), name: format!("s{name}") }
+        ResourceKey::new(weft_model::Kind::Service, "default", format!("s{name}"))
     }
 
     fn entry(revision: u64, changes: &[(u8, Option<u8>)]) -> Entry {

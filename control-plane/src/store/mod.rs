@@ -1,7 +1,7 @@
 //! The store: the event log, join tokens and registered workloads in one crash-safe file.
 //!
 //! What was acknowledged is on disk. One thread writes; readers share an immutable copy of the log. Never parses
-//! resources: what a document means is the model's business.
+//! documents: what they mean is the model's business.
 
 mod file;
 mod log;
@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use self::writer::{Command, Writer};
 pub use self::{
     file::{SCHEMA, decode, encode},
-    log::{Entry, Event, Log, Meta, ResourceKey, Resources, Stored},
+    log::{Entry, Event, Log, Meta, Resources, Stored},
 };
 
 /// Handle to the store. Clones share it; the file is closed when the last one is dropped.

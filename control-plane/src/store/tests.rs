@@ -9,6 +9,7 @@ use std::{
 
 use redb::{Database, TableDefinition};
 use tempfile::TempDir;
+use weft_model::{Kind, ResourceKey};
 
 use super::*;
 
@@ -23,7 +24,7 @@ fn meta(message: &str) -> Meta {
 }
 
 fn set(name: &str, yaml: &str) -> Event {
-    let key = ResourceKey { kind: "Service".into(), namespace: "default".into(), name: name.into() };
+    let key = ResourceKey::new(Kind::Service, "default", name);
     Event::Set { key, api_version: "v1".into(), yaml: yaml.into() }
 }
 
