@@ -1,1 +1,10 @@
-fn main() {}
+//! `weft`: see the library.
+
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    weft::main()
+}

@@ -1,0 +1,15 @@
+//! One file for each command.
+
+pub mod apply;
+pub mod certificate;
+pub mod delete;
+pub mod diff;
+pub mod export;
+pub mod get;
+pub mod history;
+mod kinds;
+pub mod rollback;
+mod sources;
+pub mod status;
+pub mod token;
+pub mod validate;

@@ -1,0 +1,142 @@
+//! Applications that live in the test, so that a test decides what they do and sees what reached them.
+
+use std::{convert::Infallible, net::SocketAddr, sync::Arc};
+
+use anyhow::Result;
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, combinators::BoxBody};
+use hyper::body::Incoming;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+};
+use parking_lot::Mutex;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+};
+
+/// The body of an application's answer.
+pub type Body = BoxBody<Bytes, Infallible>;
+
+/// A request that reached an application, head only.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// Method.
+    pub method: http::Method,
+    /// Path and query as they came.
+    pub uri: String,
+    /// Headers.
+    pub headers: http::HeaderMap,
+}
+
+/// A running application; it ends when dropped, with all of its connections.
+pub struct App {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Requests that reached it (of [`App::http`]).
+    pub seen: Arc<Mutex<Vec<Seen>>>,
+    tasks: Arc<Mutex<Vec<JoinHandle<()>>>>,
+}
+
+impl Drop for App {
+    fn drop(&mut self) {
+        self.tasks.lock().iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl App {
+    /// HTTP/1.1 and HTTP/2 without TLS, whichever the client begins.
+    ///
+    /// # Errors
+    /// When no port can be had.
+    pub async fn http<F, R>(handler: F) -> Result<Self>
+    where
+        F: Fn(Request<Incoming>) -> R + Clone + Send + Sync + 'static,
+        R: Future<Output = Response<Body>> + Send + 'static,
+    {
+        let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
+        let log = seen.clone();
+        let mut app = Self::raw(move |stream| {
+            let (handler, log) = (handler.clone(), log.clone());
+            async move {
+                let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+                    log.lock().push(Seen {
+                        method: request.method().clone(),
+                        uri: request.uri().to_string(),
+                        headers: request.headers().clone(),
+                    });
+                    let answer = handler(request);
+                    async move { Ok::<_, Infallible>(answer.await) }
+                });
+                // How a connection ends is for the caller's side of the test to see.
+                let _ = auto::Builder::new(TokioExecutor::new())
+                    .serve_connection_with_upgrades(TokioIo::new(stream), service)
+                    .await;
+            }
+        })
+        .await?;
+        app.seen = seen;
+        Ok(app)
+    }
+
+    /// An application that answers each request with 200 and its own `name`.
+    ///
+    /// # Errors
+    /// When no port can be had.
+    pub async fn named(name: &'static str) -> Result<Self> {
+        Self::http(move |_| async move { text(StatusCode::OK, name) }).await
+    }
+
+    /// Whatever `serve` does with each connection.
+    ///
+    /// # Errors
+    /// When no port can be had.
+    pub async fn raw<F, R>(serve: F) -> Result<Self>
+    where
+        F: Fn(TcpStream) -> R + Send + Sync + 'static,
+        R: Future<Output = ()> + Send + 'static,
+    {
+        Self::raw_at(SocketAddr::from(([127, 0, 0, 1], 0)), serve).await
+    }
+
+    /// The same at an address of the test's choice.
+    ///
+    /// # Errors
+    /// When the port cannot be had.
+    pub async fn raw_at<F, R>(address: SocketAddr, serve: F) -> Result<Self>
+    where
+        F: Fn(TcpStream) -> R + Send + Sync + 'static,
+        R: Future<Output = ()> + Send + 'static,
+    {
+        let socket = tokio::net::TcpSocket::new_v4()?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        let listener: TcpListener = socket.listen(1024)?;
+        let address = listener.local_addr()?;
+        let tasks: Arc<Mutex<Vec<JoinHandle<()>>>> = Arc::default();
+        let connections = tasks.clone();
+        let accepting = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let mut connections = connections.lock();
+                connections.retain(|task| !task.is_finished());
+                connections.push(tokio::spawn(serve(stream)));
+            }
+        });
+        tasks.lock().push(accepting);
+        Ok(Self { address, seen: Arc::default(), tasks })
+    }
+
+    /// How many requests reached it.
+    pub fn count(&self) -> usize {
+        self.seen.lock().len()
+    }
+}
+
+/// A short answer.
+pub fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(Full::new(body.into()).boxed());
+    *response.status_mut() = status;
+    response
+}

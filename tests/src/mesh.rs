@@ -1,0 +1,99 @@
+//! A mesh of real processes for one test: its own folder, its own ports, gone when dropped.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::{Context, Result};
+use tempfile::TempDir;
+use weft::launch::{ControlPlane, Ground, Workload, WorkloadSpec, wait_for};
+
+use crate::App;
+
+/// A control plane and the folder that everything lives in.
+pub struct Mesh {
+    /// The control plane.
+    pub control_plane: ControlPlane,
+    /// Where processes live.
+    pub ground: Ground,
+    _folder: TempDir,
+}
+
+impl Mesh {
+    /// Starts a control plane.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn start() -> Result<Self> {
+        Self::start_with(&[]).await
+    }
+
+    /// Starts a control plane with further flags.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn start_with(flags: &[&str]) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("weft-test-").tempdir()?;
+        let logs = std::env::var_os("WEFT_TEST_LOGS")
+            .map(|logs| PathBuf::from(logs).join(folder.path().file_name().expect("a temporary folder has a name")));
+        let ground = Ground::new(program()?, folder.path(), logs.as_deref())?;
+        let control_plane = ControlPlane::start(&ground, flags).await?;
+        Ok(Self { control_plane, ground, _folder: folder })
+    }
+
+    /// Starts a sidecar and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn sidecar(&self, spec: WorkloadSpec) -> Result<Workload> {
+        let mut workload = Workload::start(&self.ground, &self.control_plane, spec).await?;
+        workload.ready().await?;
+        Ok(workload)
+    }
+
+    /// A sidecar that only calls.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn caller(&self, name: &str) -> Result<Workload> {
+        self.sidecar(WorkloadSpec { name: name.to_owned(), service: name.to_owned(), ..WorkloadSpec::default() }).await
+    }
+
+    /// A sidecar in front of `app`, on port 80 of `service` with the protocol named (`http`, `tcp`, `detect`, …).
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn callee(&self, name: &str, service: &str, protocol: &str, app: &App) -> Result<Workload> {
+        self.sidecar(WorkloadSpec {
+            name: name.to_owned(),
+            service: service.to_owned(),
+            ports: format!("main=80:{}/{protocol}", app.address.port()),
+            ..WorkloadSpec::default()
+        })
+        .await
+    }
+
+    /// Waits until so many workloads of a service are ready in the registry.
+    ///
+    /// # Errors
+    /// When that does not come about.
+    pub async fn registered(&self, service: &str, count: usize) -> Result<()> {
+        wait_for(&format!("{count} ready workloads of {service}"), Duration::from_secs(20), async || {
+            let status = self.control_plane.status().await.ok()?;
+            let ready =
+                status.workloads.iter().filter(|workload| workload.service == service && workload.state == "READY");
+            (ready.count() == count).then_some(())
+        })
+        .await
+    }
+}
+
+/// The program `weft`, which `cargo xtask test` builds beside the tests.
+///
+/// # Errors
+/// When it has not been built.
+pub fn program() -> Result<PathBuf> {
+    let test = std::env::current_exe()?;
+    let folder = test.ancestors().nth(2).context("a test lies in target/PROFILE/deps")?;
+    let program = folder.join("weft");
+    anyhow::ensure!(program.exists(), "{} is not there: run `cargo build --bin weft -p weft` first", program.display());
+    Ok(program)
+}

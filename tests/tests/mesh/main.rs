@@ -1,0 +1,4 @@
+//! Meshes of real processes on loopback.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod protocols;
