@@ -48,6 +48,8 @@ pub enum Outcome {
     NotFound,
     /// There are too many names.
     TooMany,
+    /// Nobody answered for long; the next call asks anew.
+    Forgotten,
 }
 
 /// Routes and the snapshot that has all their clusters.
@@ -103,7 +105,9 @@ impl Demand {
             Ok(Some(Outcome::NotFound)) => Err(DemandError::NotFound),
             Ok(Some(Outcome::TooMany)) => Err(DemandError::TooMany),
             Ok(Some(Outcome::Live)) => Self::known(shared, authority).unwrap_or(Err(DemandError::NotFound)),
-            Ok(None) | Err(_) => Err(DemandError::Timeout { control_plane_connected: self.connected() }),
+            Ok(Some(Outcome::Forgotten) | None) | Err(_) => {
+                Err(DemandError::Timeout { control_plane_connected: self.connected() })
+            }
         }
     }
 

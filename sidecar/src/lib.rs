@@ -10,10 +10,16 @@
 //! `http::request` has the whole life of a request on one page.
 
 pub mod balance;
+pub mod cache;
+pub mod certs;
 pub mod demand;
 pub mod drain;
+pub mod health;
 pub mod policy;
+pub mod reconnect;
+pub mod registration;
 pub mod route;
 pub mod settings;
 pub mod shared;
 pub mod snapshot;
+pub mod xds;

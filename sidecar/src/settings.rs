@@ -126,71 +126,153 @@ pub struct Flags {
     data_dir: Option<PathBuf>,
 
     /// Where the application calls the mesh
-    #[arg(long, env = "WEFT_OUTBOUND", global = true, default_value = "127.0.0.1:15001", value_name = "IP:PORT",
-        help_heading = "Addresses (port 0: any free port; see addresses.json in the data directory)")]
+    #[arg(
+        long,
+        env = "WEFT_OUTBOUND",
+        global = true,
+        default_value = "127.0.0.1:15001",
+        value_name = "IP:PORT",
+        help_heading = "Addresses (port 0: any free port; see addresses.json in the data directory)"
+    )]
     outbound: String,
     /// Where other sidecars call
-    #[arg(long, env = "WEFT_INBOUND", global = true, default_value = "0.0.0.0:15006", value_name = "IP:PORT",
-        help_heading = "Addresses (port 0: any free port; see addresses.json in the data directory)")]
+    #[arg(
+        long,
+        env = "WEFT_INBOUND",
+        global = true,
+        default_value = "0.0.0.0:15006",
+        value_name = "IP:PORT",
+        help_heading = "Addresses (port 0: any free port; see addresses.json in the data directory)"
+    )]
     inbound: String,
     /// Admin pages; loopback only
-    #[arg(long, env = "WEFT_ADMIN", global = true, default_value = "127.0.0.1:15000", value_name = "IP:PORT",
-        help_heading = "Addresses (port 0: any free port; see addresses.json in the data directory)")]
+    #[arg(
+        long,
+        env = "WEFT_ADMIN",
+        global = true,
+        default_value = "127.0.0.1:15000",
+        value_name = "IP:PORT",
+        help_heading = "Addresses (port 0: any free port; see addresses.json in the data directory)"
+    )]
     admin: String,
     /// Prometheus metrics and health
-    #[arg(long, env = "WEFT_METRICS", global = true, default_value = "0.0.0.0:15020", value_name = "IP:PORT",
-        help_heading = "Addresses (port 0: any free port; see addresses.json in the data directory)")]
+    #[arg(
+        long,
+        env = "WEFT_METRICS",
+        global = true,
+        default_value = "0.0.0.0:15020",
+        value_name = "IP:PORT",
+        help_heading = "Addresses (port 0: any free port; see addresses.json in the data directory)"
+    )]
     metrics: String,
     /// Address that other sidecars are told, IP or IP:PORT; default: the one that reaches the control plane
-    #[arg(long, env = "WEFT_ADDRESS", global = true, value_name = "IP[:PORT]",
-        help_heading = "Addresses (port 0: any free port; see addresses.json in the data directory)")]
+    #[arg(
+        long,
+        env = "WEFT_ADDRESS",
+        global = true,
+        value_name = "IP[:PORT]",
+        help_heading = "Addresses (port 0: any free port; see addresses.json in the data directory)"
+    )]
     address: Option<String>,
     /// Address on which the application listens
-    #[arg(long, env = "WEFT_APP_ADDRESS", global = true, default_value = "127.0.0.1", value_name = "IP",
-        help_heading = "Addresses (port 0: any free port; see addresses.json in the data directory)")]
+    #[arg(
+        long,
+        env = "WEFT_APP_ADDRESS",
+        global = true,
+        default_value = "127.0.0.1",
+        value_name = "IP",
+        help_heading = "Addresses (port 0: any free port; see addresses.json in the data directory)"
+    )]
     app_address: String,
     /// A local port for an upstream: [IP:]PORT=SERVICE:PORT; for protocols that name no host
     ///
     /// Repeat the flag for more; WEFT_UPSTREAMS takes a comma list.
-    #[arg(long = "upstream", env = "WEFT_UPSTREAMS", global = true, value_delimiter = ',', value_name = "SPEC",
-        help_heading = "Addresses (port 0: any free port; see addresses.json in the data directory)")]
+    #[arg(
+        long = "upstream",
+        env = "WEFT_UPSTREAMS",
+        global = true,
+        value_delimiter = ',',
+        value_name = "SPEC",
+        help_heading = "Addresses (port 0: any free port; see addresses.json in the data directory)"
+    )]
     upstreams: Vec<String>,
 
     /// Worker threads; default: the number of cores, at most 2
     #[arg(long, env = "WEFT_WORKERS", global = true, value_name = "N", help_heading = "Behaviour")]
     workers: Option<usize>,
     /// How long requests may take to end when the sidecar is stopped
-    #[arg(long, env = "WEFT_DRAIN", global = true, default_value = "30s", value_name = "TIME",
-        help_heading = "Behaviour")]
+    #[arg(
+        long,
+        env = "WEFT_DRAIN",
+        global = true,
+        default_value = "30s",
+        value_name = "TIME",
+        help_heading = "Behaviour"
+    )]
     drain: String,
     /// How long the first call to a service waits for its configuration
-    #[arg(long, env = "WEFT_ON_DEMAND_WAIT", global = true, default_value = "2s", value_name = "TIME",
-        help_heading = "Behaviour")]
+    #[arg(
+        long,
+        env = "WEFT_ON_DEMAND_WAIT",
+        global = true,
+        default_value = "2s",
+        value_name = "TIME",
+        help_heading = "Behaviour"
+    )]
     on_demand_wait: String,
     /// A service that has not been called for this long is forgotten
-    #[arg(long, env = "WEFT_ON_DEMAND_IDLE", global = true, default_value = "10m", value_name = "TIME",
-        help_heading = "Behaviour")]
+    #[arg(
+        long,
+        env = "WEFT_ON_DEMAND_IDLE",
+        global = true,
+        default_value = "10m",
+        value_name = "TIME",
+        help_heading = "Behaviour"
+    )]
     on_demand_idle: String,
     /// Check of the application: `tcp` connects to its first port every second, `off` trusts it
-    #[arg(long, env = "WEFT_HEALTH_CHECK", global = true, default_value = "tcp", value_name = "KIND",
-        help_heading = "Behaviour")]
+    #[arg(
+        long,
+        env = "WEFT_HEALTH_CHECK",
+        global = true,
+        default_value = "tcp",
+        value_name = "KIND",
+        help_heading = "Behaviour"
+    )]
     health_check: String,
 
     /// Requests that get a line: off, failures or all
-    #[arg(long, env = "WEFT_ACCESS_LOG", global = true, default_value = "failures", value_name = "WHICH",
-        help_heading = "Logs")]
+    #[arg(
+        long,
+        env = "WEFT_ACCESS_LOG",
+        global = true,
+        default_value = "failures",
+        value_name = "WHICH",
+        help_heading = "Logs"
+    )]
     access_log: String,
     /// json or text
-    #[arg(long, env = "WEFT_ACCESS_LOG_FORMAT", global = true, default_value = "json", value_name = "FORMAT",
-        help_heading = "Logs")]
+    #[arg(
+        long,
+        env = "WEFT_ACCESS_LOG_FORMAT",
+        global = true,
+        default_value = "json",
+        value_name = "FORMAT",
+        help_heading = "Logs"
+    )]
     access_log_format: String,
     /// Filter: a level, or targets such as info,weft_sidecar::xds=debug
-    #[arg(long, env = "WEFT_LOG", global = true, default_value = "info", value_name = "FILTER",
-        help_heading = "Logs")]
+    #[arg(long, env = "WEFT_LOG", global = true, default_value = "info", value_name = "FILTER", help_heading = "Logs")]
     log: String,
     /// text or json
-    #[arg(long, env = "WEFT_LOG_FORMAT", global = true, default_value = "text", value_name = "FORMAT",
-        help_heading = "Logs")]
+    #[arg(
+        long,
+        env = "WEFT_LOG_FORMAT",
+        global = true,
+        default_value = "text",
+        value_name = "FORMAT",
+        help_heading = "Logs"
+    )]
     log_format: String,
 }
 
@@ -353,12 +435,7 @@ pub struct SettingsError {
 }
 
 impl SettingsError {
-    fn new(
-        flag: &'static str,
-        value: impl Into<String>,
-        problem: impl ToString,
-        remedy: impl Into<String>,
-    ) -> Self {
+    fn new(flag: &'static str, value: impl Into<String>, problem: impl ToString, remedy: impl Into<String>) -> Self {
         Self { flag, value: value.into(), problem: problem.to_string(), remedy: remedy.into() }
     }
 }
@@ -386,7 +463,12 @@ impl Settings {
             return Err(SettingsError::new("--admin", flags.admin, "the admin port is for this machine alone", remedy));
         }
         let trust_domain = TrustDomain::parse(&flags.trust_domain).map_err(|error| {
-            SettingsError::new("--trust-domain", &flags.trust_domain, error, "use the control plane's, as in weft.local")
+            SettingsError::new(
+                "--trust-domain",
+                &flags.trust_domain,
+                error,
+                "use the control plane's, as in weft.local",
+            )
         })?;
         if !(1..=1000).contains(&flags.weight) {
             let weight = flags.weight.to_string();
@@ -561,9 +643,8 @@ fn upstream(spec: &str, namespace: &str) -> Result<UpstreamPort, SettingsError> 
     let Some((host, port)) = service.rsplit_once(':') else {
         return Err(wrong(format!("`{service}` names no port")));
     };
-    let port = port.parse::<u16>().ok().filter(|port| *port > 0).ok_or_else(|| {
-        wrong(format!("`{port}` is not a port"))
-    })?;
+    let port =
+        port.parse::<u16>().ok().filter(|port| *port > 0).ok_or_else(|| wrong(format!("`{port}` is not a port")))?;
     let host = canonical(host, namespace).ok_or_else(|| wrong(format!("`{host}` is not the name of a service")))?;
     Ok(UpstreamPort { spec: spec.into(), listen, authority: format!("{host}:{port}").into() })
 }

@@ -1,9 +1,13 @@
 //! What the control side and the data path share.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use rustls::{ClientConfig, ServerConfig};
+use tokio::sync::watch;
 use weft_identity::SpiffeId;
 
 use crate::{demand::Demand, drain::Drain, settings::Settings, snapshot::Snapshot};
@@ -21,14 +25,63 @@ pub struct Shared {
     pub demand: Demand,
     /// Whether the sides are to end, and what still runs on them.
     pub drain: Drain,
+    /// Configuration was there once: from the control plane or from the cache.
+    configured: AtomicBool,
+    ready: watch::Sender<bool>,
 }
 
 impl Shared {
     /// Nothing known yet.
     #[must_use]
     pub fn new(settings: Settings, demand: Demand) -> Arc<Self> {
-        let (snapshot, tls) = (ArcSwap::default(), ArcSwapOption::empty());
-        Arc::new(Self { settings, snapshot, tls, demand, drain: Drain::default() })
+        Arc::new(Self {
+            settings,
+            snapshot: ArcSwap::default(),
+            tls: ArcSwapOption::empty(),
+            demand,
+            drain: Drain::default(),
+            configured: AtomicBool::new(false),
+            ready: watch::channel(false).0,
+        })
+    }
+
+    /// What is missing before traffic can be served. `None`: nothing, the sidecar is ready.
+    #[must_use]
+    pub fn missing(&self) -> Option<&'static str> {
+        if self.drain.inbound.is_draining() {
+            Some("draining")
+        } else if self.tls.load().is_none() {
+            Some("no certificate yet")
+        } else if !self.configured.load(Ordering::Relaxed) {
+            Some("no configuration yet: neither from the control plane nor from the cache")
+        } else if self.snapshot.load().inbound.is_none() && !self.settings.ports.is_empty() {
+            Some("no inbound listener yet: the control plane does not know this service")
+        } else {
+            None
+        }
+    }
+
+    /// Waits until the sidecar is ready.
+    pub async fn ready(&self) {
+        // The sender lives in `self`, so the wait cannot fail.
+        drop(self.ready.subscribe().wait_for(|ready| *ready).await);
+    }
+
+    /// Follows readiness.
+    pub fn watch_ready(&self) -> watch::Receiver<bool> {
+        self.ready.subscribe()
+    }
+
+    /// Configuration is there.
+    pub fn set_configured(&self) {
+        self.configured.store(true, Ordering::Relaxed);
+        self.refresh_ready();
+    }
+
+    /// To be called after every change of what [`Self::missing`] looks at.
+    pub fn refresh_ready(&self) {
+        let ready = self.missing().is_none();
+        self.ready.send_if_modified(|before| std::mem::replace(before, ready) != ready);
     }
 }
 

@@ -3,6 +3,8 @@
 //! A virtual host is in the snapshot only together with its clusters and their endpoints, so that a request that finds
 //! its host finds all that follows from it.
 
+mod writer;
+
 use std::{
     collections::HashMap,
     sync::{
@@ -14,6 +16,7 @@ use std::{
 
 use weft_xds::resource::{Inbound, VirtualHost};
 
+pub use self::writer::{Settled, Step, Subscription, VIRTUAL_HOST_PREFIX, Writer, clusters_of};
 use crate::balance::Upstream;
 
 /// What is in force. Immutable: a change makes a new one.
