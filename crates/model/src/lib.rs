@@ -3,16 +3,20 @@
 //! - [`parse`] reads YAML or JSON and reports every error with its position.
 //! - [`validate`] checks a [`ResourceSet`] as a whole.
 //! - [`effective_traffic`] fills defaults in.
+//! - [`effective_traffic`] fills defaults in.
+//! - [`http_precedence`] and [`grpc_precedence`] say which rule takes a request.
 //! - [`Resource::to_yaml`] writes a resource as it was applied.
 
 mod check;
 pub mod defaults;
+mod effective;
 mod finding;
 mod key;
 mod kinds;
 pub mod not_yet;
 mod parse;
 mod period;
+mod precedence;
 mod resource;
 mod rules;
 mod semantics;
@@ -23,11 +27,16 @@ mod validate;
 mod values;
 
 pub use self::{
+    effective::{
+        Call, CallRoute, Decided, EffectiveBreaker, EffectiveOutlier, EffectivePool, EffectiveRetry, EffectiveTimeouts,
+        EffectiveTraffic, Leaf, effective_traffic,
+    },
     finding::{Finding, Severity},
     key::{Kind, ResourceKey, ServiceKey, UnknownKind},
     kinds::*,
     parse::{Document, Origin, Parsed, parse},
     period::Period,
+    precedence::{GrpcCandidate, HttpCandidate, grpc_precedence, http_precedence},
     resource::Resource,
     rules::regex,
     set::{Member, ResourceSet},
