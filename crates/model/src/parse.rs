@@ -1,6 +1,9 @@
 //! From bytes to resources.
 
-use std::sync::{Arc, LazyLock};
+use std::{
+    collections::HashMap,
+    sync::{Arc, LazyLock},
+};
 
 use serde_json::Value;
 
@@ -66,8 +69,48 @@ impl Origin {
 ///
 /// `default_namespace`: of resources that name none.
 pub fn parse(file: &str, bytes: &[u8], default_namespace: &str) -> Parsed {
-    let read = source::read(bytes);
+    parse_all([(file, bytes)], default_namespace)
+}
+
+/// Reads several files, each as by [`parse`]. A resource that stands twice is an error, also across files.
+pub fn parse_all<'a>(files: impl IntoIterator<Item = (&'a str, &'a [u8])>, default_namespace: &str) -> Parsed {
     let mut parsed = Parsed::default();
+    for (file, bytes) in files {
+        read(file, bytes, default_namespace, &mut parsed);
+    }
+    duplicates(&mut parsed);
+    parsed
+}
+
+/// Moves every second resource of the same key from the documents to the errors.
+fn duplicates(parsed: &mut Parsed) {
+    let mut first: HashMap<ResourceKey, String> = HashMap::new();
+    let mut errors = Vec::new();
+    parsed.documents.retain(|document| {
+        let key = document.resource.key();
+        let position = document.origin.position();
+        let place = format!("{}:{}", document.origin.file(), position.line);
+        let Some(earlier) = first.get(&key) else {
+            first.insert(key, place);
+            return true;
+        };
+        let hint = if key.kind == Kind::Mesh { "there is one Mesh" } else { "remove one, or give it another name" };
+        errors.push(Finding {
+            file: document.origin.file().to_owned(),
+            line: position.line,
+            column: position.column,
+            message: format!("{key} stands a second time; the first is at {earlier}"),
+            hint: hint.to_owned(),
+            resource: Some(key),
+            ..Finding::default()
+        });
+        false
+    });
+    parsed.errors.append(&mut errors);
+}
+
+fn read(file: &str, bytes: &[u8], default_namespace: &str, parsed: &mut Parsed) {
+    let read = source::read(bytes);
     for error in read.errors {
         parsed.errors.push(Finding {
             severity: Severity::Error,
@@ -81,12 +124,11 @@ pub fn parse(file: &str, bytes: &[u8], default_namespace: &str) -> Parsed {
     }
     for root in read.documents {
         if root.get("kind").and_then(Node::text) == Some("List") {
-            list(file, root, default_namespace, &mut parsed);
+            list(file, root, default_namespace, parsed);
         } else {
-            document(file, root, String::new(), default_namespace, &mut parsed);
+            document(file, root, String::new(), default_namespace, parsed);
         }
     }
-    parsed
 }
 
 /// Each item of a `v1 List`, as `kubectl get -o yaml` prints it.

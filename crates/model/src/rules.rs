@@ -233,18 +233,17 @@ pub fn regex(text: &str) -> Result<Regex, String> {
     if text.is_empty() {
         return Err("an empty regular expression".into());
     }
-    RegexBuilder::new(&format!("^(?:{text})$"))
-        .size_limit(REGEX_MAX_SIZE)
-        .dfa_size_limit(REGEX_MAX_SIZE)
-        .nest_limit(32)
-        .build()
-        .map_err(|error| match error {
-            regex::Error::CompiledTooBig(limit) => {
-                format!("the expression needs more than {limit} bytes when compiled")
-            }
-            other => {
-                let text = other.to_string();
-                text.lines().last().unwrap_or("not a regular expression").trim_start_matches("error: ").to_owned()
-            }
-        })
+    let build = |text: &str| {
+        RegexBuilder::new(text).size_limit(REGEX_MAX_SIZE).dfa_size_limit(REGEX_MAX_SIZE).nest_limit(32).build()
+    };
+    // By itself first, so that `a)(b` cannot close the group around it.
+    build(text).and_then(|_| build(&format!("^(?:{text})$"))).map_err(|error| match error {
+        regex::Error::CompiledTooBig(limit) => {
+            format!("the expression needs more than {limit} bytes when compiled")
+        }
+        other => {
+            let text = other.to_string();
+            text.lines().last().unwrap_or("not a regular expression").trim_start_matches("error: ").to_owned()
+        }
+    })
 }
