@@ -1,4 +1,5 @@
 //! Meshes of real processes on loopback.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod documents;
 mod protocols;
