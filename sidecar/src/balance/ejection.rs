@@ -181,6 +181,14 @@ impl Ejection {
         }
     }
 
+    /// When its open time ends or has ended, if it is open or half-open.
+    pub fn out_until(&self) -> Option<Instant> {
+        match self.state {
+            State::Closed { .. } => None,
+            State::Open { until } | State::HalfOpen { until } => Some(until),
+        }
+    }
+
     /// What to publish for looks without a lock.
     pub fn gate(&self) -> Gate {
         match self.state {

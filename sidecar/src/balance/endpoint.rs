@@ -142,12 +142,9 @@ impl EndpointLive {
         self.configure(None, now);
     }
 
-    /// When its open time ends, if it is open.
-    pub fn open_until(&self) -> Option<Instant> {
-        match self.breaker.lock().gate() {
-            Gate::Open(until) => Some(until),
-            Gate::Calm | Gate::Troubled | Gate::Probing => None,
-        }
+    /// When its open time ends or has ended, if it is open or half-open.
+    pub fn out_until(&self) -> Option<Instant> {
+        self.breaker.lock().out_until()
     }
 
     pub fn phase(&self) -> Phase {

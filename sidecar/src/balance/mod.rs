@@ -19,6 +19,8 @@ mod level;
 mod live;
 mod ring;
 mod round_robin;
+#[cfg(test)]
+mod tests;
 mod upstream;
 
 pub use self::{

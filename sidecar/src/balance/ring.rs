@@ -44,6 +44,12 @@ impl Ring {
         Self { nodes: nodes.into() }
     }
 
+    /// Virtual nodes.
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
     /// The first endpoint at or after `hash` that `usable` takes.
     pub fn pick(&self, hash: u64, usable: impl Fn(usize) -> bool) -> Option<usize> {
         let start = self.nodes.partition_point(|&(node, _)| node < hash);

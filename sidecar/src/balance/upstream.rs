@@ -273,7 +273,7 @@ fn make_room(
     while room.overfull() {
         let soonest = states
             .iter()
-            .filter_map(|state| state.live.open_until().map(|until| (until, state)))
+            .filter_map(|state| state.live.out_until().map(|until| (until, state)))
             .min_by_key(|&(until, _)| until);
         let Some((_, state)) = soonest else { break };
         let change = state.live.close(now);
