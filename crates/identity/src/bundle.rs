@@ -103,3 +103,41 @@ pub enum BundleError {
     #[error("the trust bundle cannot be read: {0}")]
     Read(io::ErrorKind),
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+    use crate::ca::Authority;
+    use crate::{PrivateKey, SpiffeId};
+
+    #[test]
+    fn it_survives_its_file_without_repeats() {
+        let now = SystemTime::now();
+        let roots: Vec<_> = (0..2)
+            .flat_map(|_| Authority::create(TrustDomain::default(), now).unwrap().bundle().roots().to_vec())
+            .collect();
+        let bundle = TrustBundle::new(TrustDomain::default(), [roots.clone(), roots.clone()].concat()).unwrap();
+        assert_eq!(bundle.roots(), roots);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bundle.pem");
+        bundle.save(&path).unwrap();
+        assert_eq!(TrustBundle::load(TrustDomain::default(), &path).unwrap(), bundle);
+        assert_eq!(bundle.sha256(), [cert::sha256(&roots[0]), cert::sha256(&roots[1])]);
+    }
+
+    #[test]
+    fn what_is_no_root_is_refused() {
+        let domain = TrustDomain::default();
+        assert_eq!(TrustBundle::new(domain.clone(), vec![]), Err(BundleError::Empty));
+        assert_eq!(TrustBundle::from_pem(domain.clone(), "nothing"), Err(BundleError::Empty));
+        assert_eq!(TrustBundle::new(domain.clone(), vec![vec![1, 2, 3].into()]), Err(BundleError::Root));
+        let now = SystemTime::now();
+        let authority = Authority::create(domain.clone(), now).unwrap();
+        let id = SpiffeId::new(&domain, "default", "orders").unwrap();
+        let csr = PrivateKey::generate().unwrap().csr().unwrap();
+        let leaf = authority.sign(&csr, &id, &[], Duration::from_secs(60), now).unwrap().remove(0);
+        assert_eq!(TrustBundle::new(domain, vec![leaf]), Err(BundleError::Root));
+    }
+}

@@ -264,8 +264,21 @@ impl Authority {
         Ok(Some(authority))
     }
 
-    /// Signs a leaf for nobody and verifies it as a peer would.
+    /// Signs a leaf for nobody and verifies it as a peer would. What webpki lets pass and other clients do not, the
+    /// root's path length and the key usages of CAs, is checked beside.
     fn check(&self, now: SystemTime) -> Result<(), CaError> {
+        for (below, der) in self.issuer.iter().chain(&self.roots[..1]).enumerate() {
+            let ca = cert::parse(der)?;
+            let constraints = ca.basic_constraints().map_err(|_| PeerError::Encoding)?;
+            let longest = constraints.and_then(|constraints| constraints.value.path_len_constraint);
+            if longest.is_some_and(|longest| below > longest as usize) {
+                return Err(CaError::Unusable("a CA's path length leaves no room for those below it".into()));
+            }
+            let usage = ca.key_usage().map_err(|_| PeerError::Encoding)?;
+            if usage.is_some_and(|usage| !usage.value.key_cert_sign()) {
+                return Err(CaError::Unusable("a CA's key usage does not allow it to sign certificates".into()));
+            }
+        }
         let id = SpiffeId::new(&self.trust_domain, "weft-system", "check").expect("constant parts are valid");
         let chain = self.sign(&PrivateKey::generate()?.csr()?, &id, &[], Duration::from_secs(60), now)?;
         verify::chain(&chain, &self.bundle(), now).map_err(|fault| CaError::Unusable(fault.to_string()))
@@ -437,3 +450,6 @@ const ROOT_CERT: &str = "root.pem";
 const ROOT_KEY: &str = "root.key";
 const ISSUER_CERT: &str = "issuer.pem";
 const ISSUER_KEY: &str = "issuer.key";
+
+#[cfg(test)]
+mod tests;

@@ -327,6 +327,18 @@ mod tests {
         }
     }
 
+    #[test]
+    fn documents_hold_them_as_text() {
+        let text = "\"spiffe://weft.local/ns/default/sa/orders\"";
+        let id: SpiffeId = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_string(&id).unwrap(), text);
+        let error = serde_json::from_str::<SpiffeId>("\"spiffe://weft.local\"").unwrap_err().to_string();
+        assert!(error.contains("/ns/NAMESPACE/sa/ACCOUNT"), "{error}");
+        let domain: TrustDomain = serde_json::from_str("\"weft.local\"").unwrap();
+        assert_eq!(domain, TrustDomain::default());
+        assert!(serde_json::from_str::<TrustDomain>("\"Weft\"").is_err());
+    }
+
     proptest! {
         #[test]
         fn parts_survive(td in "[a-z0-9._-]{1,60}", ns in "[a-zA-Z0-9_-]{1,60}", sa in "[a-zA-Z0-9_-]{1,60}") {

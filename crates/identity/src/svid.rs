@@ -22,7 +22,7 @@ pub struct Svid {
     pub not_before: SystemTime,
     /// Not valid after.
     pub not_after: SystemTime,
-    key: PrivateKey,
+    pub(crate) key: PrivateKey,
 }
 
 impl Svid {
@@ -128,3 +128,69 @@ pub enum SvidError {
 
 const CHAIN_FILE: &str = "svid.pem";
 const KEY_FILE: &str = "svid.key";
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::ca::Authority;
+    use crate::spiffe::TrustDomain;
+
+    fn issue(authority: &Authority, account: &str) -> Svid {
+        let key = PrivateKey::generate().unwrap();
+        let id = SpiffeId::new(authority.trust_domain(), "default", account).unwrap();
+        let chain =
+            authority.sign(&key.csr().unwrap(), &id, &[], Duration::from_secs(3600), SystemTime::now()).unwrap();
+        Svid::new(chain, key).unwrap()
+    }
+
+    #[test]
+    fn it_survives_its_files_and_hides_its_key() {
+        let authority = Authority::create(TrustDomain::default(), SystemTime::now()).unwrap();
+        let svid = issue(&authority, "orders");
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("orders");
+        svid.save(&dir).unwrap();
+        for name in [CHAIN_FILE, KEY_FILE] {
+            assert_eq!(std::fs::metadata(dir.join(name)).unwrap().permissions().mode() & 0o777, 0o600);
+        }
+        let again = Svid::load(&dir).unwrap();
+        assert_eq!((&again.chain, &again.id, again.not_after), (&svid.chain, &svid.id, svid.not_after));
+        assert!(again.valid_at(SystemTime::now()));
+        assert!(!again.valid_at(svid.not_after + Duration::from_secs(1)));
+        assert!(!format!("{again:?}").contains("PRIVATE"));
+    }
+
+    #[test]
+    fn a_crash_while_saving_leaves_a_pair_that_loads() {
+        let authority = Authority::create(TrustDomain::default(), SystemTime::now()).unwrap();
+        let (old, new) = (issue(&authority, "orders"), issue(&authority, "orders"));
+        let root = tempfile::tempdir().unwrap();
+        old.save(root.path()).unwrap();
+        // The three writes of `save`, one by one.
+        let both = format!("{}{}", new.key.to_pem(), old.key.to_pem());
+        std::fs::write(root.path().join(KEY_FILE), both).unwrap();
+        assert_eq!(Svid::load(root.path()).unwrap().chain, old.chain);
+        std::fs::write(root.path().join(CHAIN_FILE), cert::to_pem(&new.chain)).unwrap();
+        assert_eq!(Svid::load(root.path()).unwrap().chain, new.chain);
+        new.save(root.path()).unwrap();
+        assert_eq!(Svid::load(root.path()).unwrap().chain, new.chain);
+        let keys = std::fs::read_to_string(root.path().join(KEY_FILE)).unwrap();
+        assert_eq!(keys.matches("BEGIN").count(), 1, "the old key is gone");
+    }
+
+    #[test]
+    fn what_does_not_belong_together_is_refused() {
+        let authority = Authority::create(TrustDomain::default(), SystemTime::now()).unwrap();
+        let svid = issue(&authority, "orders");
+        let other = PrivateKey::generate().unwrap();
+        assert_eq!(Svid::new(svid.chain.clone(), other).unwrap_err(), SvidError::OtherKey);
+        assert_eq!(Svid::new(vec![], svid.key.clone()).unwrap_err(), SvidError::Leaf(PeerError::Missing));
+        let root = authority.bundle().roots().to_vec();
+        assert_eq!(Svid::new(root, svid.key.clone()).unwrap_err(), SvidError::Ca);
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(Svid::load(dir.path()), Err(SvidError::Read { .. })));
+    }
+}

@@ -4,6 +4,8 @@
 //! trust bundle and the clock of its own time. Connections are pooled, so a full handshake is rare.
 
 mod fault;
+#[cfg(test)]
+mod tests;
 pub mod verify;
 
 use std::sync::{Arc, OnceLock};

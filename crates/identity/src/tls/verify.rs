@@ -41,6 +41,13 @@ pub(super) enum Expected {
     ControlPlane(Option<TrustDomain>),
 }
 
+/// Which side the peer is.
+#[derive(Debug, Clone, Copy)]
+enum Side {
+    Client,
+    Server,
+}
+
 /// Verifies the certificates that peers present, as client and as server.
 #[derive(Debug)]
 pub(super) struct Verifier {
@@ -67,15 +74,15 @@ impl Verifier {
         leaf: &CertificateDer<'_>,
         rest: &[CertificateDer<'_>],
         now: UnixTime,
-        usage: KeyUsage,
+        side: Side,
     ) -> Result<(), rustls::Error> {
         let id = cert::spiffe_id(leaf);
         let chain = match &self.anchor {
-            Anchor::Roots(store) => path(leaf, rest, &store.roots, now, usage, &self.algorithms),
+            Anchor::Roots(store) => path(leaf, rest, &store.roots, now, side, &self.algorithms),
             Anchor::Pinned(hash) => match rest.iter().find(|der| cert::sha256(der) == *hash) {
                 Some(root) => webpki::anchor_from_trusted_cert(root)
                     .map_err(|_| HandshakeFault::BadCertificate)
-                    .and_then(|anchor| path(leaf, rest, &[anchor], now, usage, &self.algorithms)),
+                    .and_then(|anchor| path(leaf, rest, &[anchor], now, side, &self.algorithms)),
                 None => Err(HandshakeFault::UnknownAuthority),
             },
         };
@@ -122,8 +129,8 @@ pub fn chain(chain: &[CertificateDer<'_>], bundle: &TrustBundle, now: SystemTime
     let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let (roots, now) = (bundle.anchors().roots, UnixTime::since_unix_epoch(since));
     let algorithms = super::provider().signature_verification_algorithms;
-    for usage in [CLIENT, SERVER] {
-        path(leaf, rest, &roots, now, usage, &algorithms)?;
+    for side in [Side::Client, Side::Server] {
+        path(leaf, rest, &roots, now, side, &algorithms)?;
     }
     let id = cert::spiffe_id(leaf)?;
     if id.trust_domain() == bundle.trust_domain().as_str() { Ok(()) } else { Err(HandshakeFault::WrongTrustDomain) }
@@ -134,12 +141,23 @@ fn path(
     rest: &[CertificateDer<'_>],
     roots: &[TrustAnchor<'_>],
     now: UnixTime,
-    usage: KeyUsage,
+    side: Side,
     algorithms: &WebPkiSupportedAlgorithms,
 ) -> Result<(), HandshakeFault> {
-    let leaf = EndEntityCert::try_from(leaf).map_err(|error| fault(&error))?;
-    let verified = leaf.verify_for_usage(algorithms.all, roots, rest, now, usage, None, None);
-    verified.map(|_| ()).map_err(|error| fault(&error))
+    let usage = match side {
+        Side::Client => KeyUsage::client_auth(),
+        Side::Server => KeyUsage::server_auth(),
+    };
+    let end = EndEntityCert::try_from(leaf).map_err(|error| fault(&error))?;
+    end.verify_for_usage(algorithms.all, roots, rest, now, usage, None, None).map_err(|error| fault(&error))?;
+    // webpki forgives a leaf that lacks the extension; to demand it of webpki would demand it of every CA as well.
+    let parsed = cert::parse(leaf)?;
+    let extension = parsed.extended_key_usage().map_err(|_| HandshakeFault::BadCertificate)?;
+    let named = extension.is_some_and(|usages| match side {
+        Side::Client => usages.value.client_auth,
+        Side::Server => usages.value.server_auth,
+    });
+    if named { Ok(()) } else { Err(HandshakeFault::BadKeyUsage) }
 }
 
 fn fault(error: &webpki::Error) -> HandshakeFault {
@@ -179,7 +197,7 @@ impl ServerCertVerifier for Verifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        self.verify(end_entity, intermediates, now, SERVER)?;
+        self.verify(end_entity, intermediates, now, Side::Server)?;
         Ok(ServerCertVerified::assertion())
     }
 
@@ -221,7 +239,7 @@ impl ClientCertVerifier for Verifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        self.verify(end_entity, intermediates, now, CLIENT)?;
+        self.verify(end_entity, intermediates, now, Side::Client)?;
         Ok(ClientCertVerified::assertion())
     }
 
@@ -247,7 +265,3 @@ impl ClientCertVerifier for Verifier {
         self.algorithms.supported_schemes()
     }
 }
-
-/// Required even where the extension is missing, which plain webpki would forgive. OIDs 1.3.6.1.5.5.7.3.1 and .2.
-const SERVER: KeyUsage = KeyUsage::required(&[40 + 3, 6, 1, 5, 5, 7, 3, 1]);
-const CLIENT: KeyUsage = KeyUsage::required(&[40 + 3, 6, 1, 5, 5, 7, 3, 2]);
