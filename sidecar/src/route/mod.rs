@@ -10,6 +10,9 @@ pub mod normalise;
 pub mod rewrite;
 pub mod text;
 
+#[cfg(test)]
+pub(crate) mod tests;
+
 use http::{HeaderMap, Method};
 
 pub use self::{

@@ -96,9 +96,10 @@ pub(super) fn with_query<'a>(path: &'a str, query: Option<&str>) -> Cow<'a, str>
 /// Undoes and evens out escapes.
 fn decode(path: &str) -> Result<Cow<'_, str>, TargetError> {
     let bytes = path.as_bytes();
-    let Some(first) = bytes.iter().position(|&byte| byte != b'/' && !plain(byte)) else {
+    let first = normal(bytes);
+    if first == bytes.len() {
         return Ok(Cow::Borrowed(path));
-    };
+    }
     let mut out = String::with_capacity(path.len() + 8);
     out.push_str(&path[..first]);
     let mut rest = &bytes[first..];
@@ -126,6 +127,25 @@ fn decode(path: &str) -> Result<Cow<'_, str>, TargetError> {
         }
     }
     Ok(Cow::Owned(out))
+}
+
+/// Length of what needs no change at the beginning. It ends between characters: all it passes over is ASCII.
+fn normal(bytes: &[u8]) -> usize {
+    let mut at = 0;
+    loop {
+        at += match &bytes[at..] {
+            [b'%', digits @ ..] if escape_stays(digits) => 3,
+            [byte, ..] if *byte == b'/' || plain(*byte) => 1,
+            _ => return at,
+        };
+    }
+}
+
+/// Two digits in upper case, of a byte that stays escaped.
+fn escape_stays(digits: &[u8]) -> bool {
+    let [high @ (b'0'..=b'9' | b'A'..=b'F'), low @ (b'0'..=b'9' | b'A'..=b'F'), ..] = digits else { return false };
+    let byte = hex(*high).zip(hex(*low)).map(|(high, low)| high << 4 | low);
+    byte.is_some_and(|byte| !unreserved(byte) && !matches!(byte, 0 | b'/' | b'\\'))
 }
 
 /// Takes out dot segments and makes runs of slashes one.
