@@ -4,3 +4,6 @@ pub mod access;
 pub mod backoff;
 pub mod retry;
 pub mod timeouts;
+
+#[cfg(test)]
+mod tests;

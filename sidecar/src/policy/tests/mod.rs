@@ -1,0 +1,5 @@
+//! Tests of access rules, retries, timeouts.
+
+mod access;
+mod retry;
+mod timeouts;
