@@ -410,22 +410,107 @@ impl EffectiveTraffic {
             leaf("timeouts.request", &timeouts.request),
             leaf("timeouts.perTry", &timeouts.per_try),
             leaf("timeouts.connect", &timeouts.connect),
-            leaf("timeouts.idle", &timeouts.idle),
+            idle(&timeouts.idle),
         ]
     }
 }
 
 /// One value's field and who decided it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leaf<'a> {
     /// Path below `spec`.
     pub field: &'static str,
+    /// The value as one writes it.
+    pub value: String,
     /// As in [`Decided::by`].
     pub by: Option<&'a str>,
 }
 
-fn leaf<'a, T>(field: &'static str, decided: &'a Decided<T>) -> Leaf<'a> {
-    Leaf { field, by: decided.by.as_deref() }
+fn leaf<'a, T: Written>(field: &'static str, decided: &'a Decided<T>) -> Leaf<'a> {
+    Leaf { field, value: decided.value.written(), by: decided.by.as_deref() }
+}
+
+/// Absent, it is the sidecar's default for the protocol; `0s` switches it off.
+fn idle(decided: &Decided<Option<Duration>>) -> Leaf<'_> {
+    let value = decided.value.map_or_else(|| "5m for HTTP, 1h for TCP".to_owned(), |idle| Period(idle).to_string());
+    Leaf { field: "timeouts.idle", value, by: decided.by.as_deref() }
+}
+
+/// A value as one writes it.
+trait Written {
+    fn written(&self) -> String;
+}
+
+impl Written for u32 {
+    fn written(&self) -> String {
+        if *self == u32::MAX { "unlimited".to_owned() } else { self.to_string() }
+    }
+}
+
+impl Written for u8 {
+    fn written(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Written for u16 {
+    fn written(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Written for bool {
+    fn written(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Written for Duration {
+    fn written(&self) -> String {
+        Period(*self).to_string()
+    }
+}
+
+impl Written for Option<Duration> {
+    fn written(&self) -> String {
+        self.map_or_else(|| "off".to_owned(), |duration| duration.written())
+    }
+}
+
+impl Written for RetryOn {
+    fn written(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Written for GrpcCode {
+    fn written(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl<T: Written> Written for Vec<T> {
+    fn written(&self) -> String {
+        if self.is_empty() {
+            return "none".to_owned();
+        }
+        let all: Vec<String> = self.iter().map(Written::written).collect();
+        format!("[{}]", all.join(", "))
+    }
+}
+
+impl Written for Balancer {
+    fn written(&self) -> String {
+        match self {
+            Self::LeastRequest => "leastRequest".to_owned(),
+            Self::RoundRobin => "roundRobin".to_owned(),
+            Self::WeightedRoundRobin => "weightedRoundRobin".to_owned(),
+            Self::LeastConnections => "leastConnections".to_owned(),
+            Self::SourceIp => "sourceIp".to_owned(),
+            Self::ConsistentHash { header: Some(header), .. } => format!("consistentHash on header {header}"),
+            Self::ConsistentHash { header: None, .. } => "consistentHash on the source address".to_owned(),
+        }
+    }
 }
 
 impl EffectivePool {

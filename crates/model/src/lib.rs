@@ -3,9 +3,9 @@
 //! - [`parse`] reads YAML or JSON and reports every error with its position.
 //! - [`validate`] checks a [`ResourceSet`] as a whole.
 //! - [`effective_traffic`] fills defaults in.
-//! - [`effective_traffic`] fills defaults in.
 //! - [`http_precedence`] and [`grpc_precedence`] say which rule takes a request.
 //! - [`Resource::to_yaml`] writes a resource as it was applied.
+//! - [`reference::render`] writes the reference of all kinds.
 
 mod check;
 pub mod defaults;
@@ -17,6 +17,7 @@ pub mod not_yet;
 mod parse;
 mod period;
 mod precedence;
+pub mod reference;
 mod resource;
 mod rules;
 mod semantics;

@@ -57,8 +57,6 @@ pub enum Shape {
 /// The words that a field may hold.
 #[derive(Debug)]
 pub struct Choices {
-    /// Name of the type.
-    pub name: &'static str,
     /// Each word and what it means.
     pub words: Vec<(&'static str, &'static str)>,
 }
@@ -382,7 +380,6 @@ macro_rules! choices {
         impl $crate::shape::Shaped for $name {
             fn shape() -> $crate::shape::Shape {
                 $crate::shape::Shape::Choice(std::sync::Arc::new($crate::shape::Choices {
-                    name: stringify!($name),
                     words: vec![($first_word, $first_doc) $(, ($word, $word_doc))*],
                 }))
             }

@@ -41,7 +41,8 @@ impl PartialEq for Metadata {
 impl Eq for Metadata {}
 
 /// What an API server adds to the metadata that it hands out.
-pub(crate) const SERVER_SET: [&str; 9] = [
+pub(crate) const SERVER_SET: [&str; 10] = [
+    "generateName",
     "uid",
     "resourceVersion",
     "generation",

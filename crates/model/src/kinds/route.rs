@@ -159,9 +159,25 @@ object! {
     /// Where a copy of the request goes.
     pub struct RequestMirror {
         /// The service that gets it.
-        backend_ref: Option<BackendRef> = required(),
+        backend_ref: Option<MirrorBackend> = required(),
         /// Share of the requests, in percent.
         percent: Option<u32> = default("100").range(0, 100)
+    }
+}
+
+object! {
+    /// A service that gets copies.
+    pub struct MirrorBackend {
+        /// API group; empty for a Service.
+        group: Option<String> = default("\"\""),
+        /// `Service`.
+        kind: Option<String> = default("Service"),
+        /// Namespace of the service.
+        namespace: Option<String> = default("the route's").text(TextRule::DnsLabel),
+        /// Name of the service.
+        name: String = required().text(TextRule::DnsLabel),
+        /// Port of the service.
+        port: u16 = required()
     }
 }
 

@@ -151,7 +151,7 @@ object! {
         /// Requests in flight.
         max_requests: Option<u32> = default("16384").range(1, 10_000_000),
         /// A pooled connection is closed when unused for this long.
-        idle_timeout: Option<Period> = default("60s").within(SECOND, SECOND.saturating_mul(24 * 3600))
+        idle_timeout: Option<Period> = default("1m").within(SECOND, SECOND.saturating_mul(24 * 3600))
             .why("must stay under the idle limit of what is called")
             .when("static endpoints close idle connections sooner")
     }
@@ -188,7 +188,7 @@ object! {
         base_ejection_time: Option<Period> = default("1s").within(MILLISECOND, SECOND.saturating_mul(3600))
             .why("a fixed half minute punishes a restart of two seconds"),
         /// Longest time that it stays open.
-        max_ejection_time: Option<Period> = default("60s").within(MILLISECOND, SECOND.saturating_mul(24 * 3600)),
+        max_ejection_time: Option<Period> = default("1m").within(MILLISECOND, SECOND.saturating_mul(24 * 3600)),
         /// Share of the endpoints that may be out at one time, in percent; one stays in any case.
         max_ejection_percent: Option<u32> = default("50").range(0, 100)
             .why("most services have two or three workloads; 10 % of three is none")
