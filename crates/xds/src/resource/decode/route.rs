@@ -458,6 +458,10 @@ fn retry_on(proto: &proto::RetryPolicy) -> Result<RetryOn> {
             "resource-exhausted" => on.grpc.push(8),
             "internal" => on.grpc.push(13),
             "unavailable" => on.grpc.push(14),
+            // Not Envoy's: sent to our own sidecar alone.
+            "unknown" => on.grpc.push(2),
+            "aborted" => on.grpc.push(10),
+            "data-loss" => on.grpc.push(15),
             other => return err("retry_on", format!("{other:?} is not supported")),
         }
     }
