@@ -36,7 +36,7 @@ struct Entry {
 #[derive(Debug)]
 struct InFlight {
     nonce: String,
-    /// Versions; 0: removed.
+    /// Versions by name, sorted; 0: removed.
     resources: Vec<(Arc<str>, u64)>,
 }
 
@@ -254,7 +254,7 @@ impl DeltaSession {
         for name in &dirty {
             let state = &self.types[ty.index()];
             let (held, force) = match state.entries.get(name) {
-                Some(entry) => (entry.held, entry.force),
+                Some(entry) => (state.under_way(name).unwrap_or(entry.held), entry.force),
                 None if state.wildcard => (0, false),
                 None => continue,
             };
@@ -272,17 +272,21 @@ impl DeltaSession {
                 None => {}
             }
         }
-        let names = pending.adds.iter().map(|(name, _)| name).chain(&pending.gone).chain(&pending.removals);
-        self.types[ty.index()].dirty = names.cloned().collect();
+        let state = &mut self.types[ty.index()];
+        state.dirty = match state.in_flight {
+            // What becomes of the response decides what is left to do; until then nothing is dropped.
+            Some(_) => dirty,
+            None => {
+                let names = pending.adds.iter().map(|(name, _)| name).chain(&pending.gone).chain(&pending.removals);
+                names.cloned().collect()
+            }
+        };
         pending
     }
 
     /// Endpoints whose cluster stays, or waits for them in the client, are removed at once.
     fn removed_alone(&self, ty: ResourceType, name: &str, view: &impl View) -> bool {
-        let clusters = &self.types[ResourceType::Cluster.index()];
-        let warming = || {
-            clusters.in_flight.iter().any(|it| it.resources.iter().any(|(it, version)| &**it == name && *version != 0))
-        };
+        let warming = || self.types[ResourceType::Cluster.index()].under_way(name).is_some_and(|it| it != 0);
         ty == ResourceType::Endpoints && (warming() || view.get(ResourceType::Cluster, name).is_some())
     }
 
@@ -332,6 +336,7 @@ impl DeltaSession {
             sent.push((name.clone(), 0));
             response.removed_resources.push(name.to_string());
         }
+        sent.sort();
         state.reply_due = false;
         self.last_nonce += 1;
         response.nonce = self.last_nonce.to_string();
@@ -395,6 +400,13 @@ impl DeltaSession {
 impl TypeState {
     fn covers(&self, name: &str) -> bool {
         self.wildcard || self.entries.contains_key(name)
+    }
+
+    /// The version of a name in the response that awaits its ACK; 0: removed.
+    fn under_way(&self, name: &str) -> Option<u64> {
+        let sent = &self.in_flight.as_ref()?.resources;
+        let at = sent.binary_search_by(|(it, _)| (**it).cmp(name)).ok()?;
+        Some(sent[at].1)
     }
 
     fn is_pending(&self) -> bool {

@@ -181,8 +181,11 @@ fn kept(message: &str) -> Arc<str> {
     message.get(..message.floor_char_boundary(MESSAGE_BYTES)).unwrap_or_default().into()
 }
 
+/// Names and versions; 0: removed.
+type Versions = Vec<(Arc<str>, u64)>;
+
 /// Splits what a refused response held into (to blame, accepted). Nobody named: all are to blame.
-fn attribute(message: &str, sent: Vec<(Arc<str>, u64)>) -> (Vec<(Arc<str>, u64)>, Vec<(Arc<str>, u64)>) {
+fn attribute(message: &str, sent: Versions) -> (Versions, Versions) {
     let (blamed, good): (Vec<_>, Vec<_>) = sent.into_iter().partition(|(name, _)| names(message, name));
     if blamed.is_empty() { (good, Vec::new()) } else { (blamed, good) }
 }
