@@ -80,7 +80,7 @@ impl Report<'_> {
                     }
                     Ok(period) => Some(period.to_string().into()),
                     Err(message) => {
-                        let whole = text.bytes().all(|byte| byte.is_ascii_digit());
+                        let whole = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
                         let example = if whole { format!("write `{text}s` for seconds") } else { String::new() };
                         let hint = if example.is_empty() { "such as `250ms` or `1m30s`".into() } else { example };
                         self.refuse(path, node, message, hint)
@@ -118,7 +118,7 @@ impl Report<'_> {
         for entry in entries {
             let at = join(path, &entry.key);
             match object.field(&entry.key) {
-                None => self.unknown(&at, entry, object),
+                None => self.unknown(&at, entry, entries, object),
                 Some(field) => {
                     if let Some(value) = self.field(&at, entry, object, field) {
                         out.insert(field.name.clone(), value);
@@ -146,6 +146,9 @@ impl Report<'_> {
             return None;
         }
         let value = self.value(at, &entry.value, &field.shape)?;
+        if field.spec.required && value.as_str() == Some("") {
+            self.error_at(entry.value.position, at, "must not be empty", "");
+        }
         for word in words(&value) {
             if let Some(reason) = not_yet::value(object.name, &field.name, &word) {
                 let message = format!("not supported yet: `{}: {word}`; {reason}", field.name);
@@ -155,8 +158,9 @@ impl Report<'_> {
         Some(value)
     }
 
-    fn unknown(&mut self, at: &str, entry: &Entry, object: &Object) {
-        let names = object.fields.iter().map(|field| field.name.as_str());
+    fn unknown(&mut self, at: &str, entry: &Entry, siblings: &[Entry], object: &Object) {
+        let set = |name: &&str| siblings.iter().any(|sibling| &*sibling.key == *name);
+        let names = object.fields.iter().map(|field| field.name.as_str()).filter(|name| !set(name));
         let hint = match nearest(&entry.key, names) {
             Some(name) => format!("did you mean `{name}`?"),
             None if object.fields.is_empty() => "it has no settings".to_owned(),
@@ -265,13 +269,21 @@ fn hint_of(field: &Field) -> String {
     field.doc.split_inclusive(". ").next().unwrap_or_default().trim().trim_end_matches('.').to_owned()
 }
 
-/// The word that was probably meant.
+/// The word that was probably meant: a few letters differ, or it is a part of one.
 pub(crate) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let known: Vec<&str> = known.collect();
     let lower = word.to_ascii_lowercase();
-    let limit = 1 + word.chars().count() / 4;
-    known
+    let limit = 1 + lower.chars().count() / 4;
+    let near = known
+        .iter()
         .map(|candidate| (strsim::damerau_levenshtein(&lower, &candidate.to_ascii_lowercase()), candidate))
         .filter(|(distance, _)| *distance <= limit)
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, candidate)| candidate)
+        .min_by_key(|(distance, _)| *distance);
+    let part = |candidate: &&str| {
+        let candidate = candidate.to_ascii_lowercase();
+        lower.len() >= 4
+            && (candidate.contains(&lower) || candidate.starts_with(&lower[..lower.floor_char_boundary(5)]))
+    };
+    near.map(|(_, candidate)| *candidate)
+        .or_else(|| known.iter().copied().filter(part).min_by_key(|candidate| candidate.len()))
 }

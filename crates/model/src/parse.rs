@@ -158,7 +158,8 @@ fn list(file: &str, root: Node, default_namespace: &str, parsed: &mut Parsed) {
 fn document(file: &str, root: Node, prefix: String, default_namespace: &str, parsed: &mut Parsed) {
     let mut report = Report { file, root: &root, prefix, resource: None, findings: Vec::new() };
     let resource = resource(&mut report, default_namespace);
-    let Report { prefix, findings, .. } = report;
+    let Report { prefix, mut findings, .. } = report;
+    findings.sort_by_key(|finding| (finding.line, finding.column));
     match resource {
         Some(resource) if findings.is_empty() => {
             let origin = Arc::new(Origin { file: file.to_owned(), root, prefix });

@@ -267,9 +267,53 @@ impl<T: Shaped> Shaped for BTreeMap<String, T> {
     }
 }
 
-/// For `skip_serializing_if`.
-pub(crate) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
+/// A type of which some value means that the field is absent, so that the canonical form leaves it out.
+pub(crate) trait Absent {
+    /// Whether this is that value.
+    fn absent(&self) -> bool;
+}
+
+impl<T> Absent for Option<T> {
+    fn absent(&self) -> bool {
+        self.is_none()
+    }
+}
+
+impl<T> Absent for Vec<T> {
+    fn absent(&self) -> bool {
+        self.is_empty()
+    }
+}
+
+impl<K, V> Absent for BTreeMap<K, V> {
+    fn absent(&self) -> bool {
+        self.is_empty()
+    }
+}
+
+impl Absent for String {
+    fn absent(&self) -> bool {
+        self.is_empty()
+    }
+}
+
+/// 0 is no port.
+impl Absent for u16 {
+    fn absent(&self) -> bool {
+        *self == 0
+    }
+}
+
+impl Absent for u32 {
+    fn absent(&self) -> bool {
+        false
+    }
+}
+
+impl Absent for crate::kinds::Metadata {
+    fn absent(&self) -> bool {
+        false
+    }
 }
 
 /// `backend_refs` → `backendRefs`.
@@ -312,9 +356,15 @@ macro_rules! object {
             $(
                 $(#[doc = $field_doc])+
                 $(#[serde(rename = $rename)])?
-                #[serde(skip_serializing_if = "crate::shape::is_default")]
+                #[serde(skip_serializing_if = "crate::shape::Absent::absent")]
                 pub $field: $ty,
             )*
+        }
+
+        impl $crate::shape::Absent for $name {
+            fn absent(&self) -> bool {
+                *self == Self::default()
+            }
         }
 
         impl $crate::shape::Shaped for $name {
@@ -374,6 +424,12 @@ macro_rules! choices {
         impl std::fmt::Display for $name {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str(self.as_str())
+            }
+        }
+
+        impl $crate::shape::Absent for $name {
+            fn absent(&self) -> bool {
+                false
             }
         }
 

@@ -340,7 +340,7 @@ fn a_bad_document_does_not_hide_the_good_ones() {
     let text = service("  prts: []\n") + "---\n" + &service("  ports: [{port: 80}]\n");
     let parsed = parse("f.yaml", text.as_bytes(), "default");
     assert_eq!(parsed.documents.len(), 1);
-    assert_eq!(parsed.documents[0].origin.position().line, 6);
+    assert_eq!(parsed.documents[0].origin.position().line, 7);
 }
 
 #[test]
@@ -349,6 +349,10 @@ fn budgets_hold() {
     assert!(errors(&large).contains("larger than"));
     assert!(errors(b"a: \xff\n").starts_with("f.yaml:1:4: not UTF-8"));
     let deep = "[".repeat(100_000);
+    assert!(errors(deep.as_bytes()).contains("recursion limit exceeded"), "the scanner's own limit comes first");
+    let deep = format!("{}x{}", "[".repeat(65), "]".repeat(65));
+    assert!(errors(deep.as_bytes()).contains("nested deeper than 64"));
+    let deep = format!("{}x\n", "- ".repeat(1000));
     assert!(errors(deep.as_bytes()).contains("nested deeper than 64"));
     let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n".to_owned();
     for level in 1..30 {

@@ -49,7 +49,7 @@ fn parents(parents: &[ParentRef], namespace: &str, report: &mut Report<'_>) {
                 "put the route into the service's namespace",
             );
         }
-        if !seen.insert((&parent.name, parent.port, &parent.section_name)) {
+        if !seen.insert((&parent.namespace, &parent.name, parent.port, &parent.section_name)) {
             report.error(&at, format!("`{}` stands twice", parent.name), "");
         }
     }
