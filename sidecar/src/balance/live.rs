@@ -99,7 +99,7 @@ impl ServiceBreaker {
 
     pub fn on(&self, permit: Permit, event: Event, now: Instant) -> Option<Change> {
         let calm = self.word.load(Acquire) == (permit.generation << 1 | 1);
-        if calm && event != Event::Cancelled && !matches!(event, Event::Failed(_)) {
+        if calm && !matches!(event, Event::Failed(_)) {
             return None;
         }
         let mut core = self.core.lock();

@@ -150,8 +150,7 @@ fn escape_stays(digits: &[u8]) -> bool {
 
 /// Takes out dot segments and makes runs of slashes one.
 pub(super) fn clean(path: &str) -> Cow<'_, str> {
-    let odd = |pair: &[u8]| pair[0] == b'/' && matches!(pair[1], b'/' | b'.');
-    if !path.as_bytes().windows(2).any(odd) {
+    if is_clean(path) {
         return Cow::Borrowed(path);
     }
     let mut out = String::with_capacity(path.len());
@@ -175,6 +174,17 @@ pub(super) fn clean(path: &str) -> Cow<'_, str> {
         out.push('/');
     }
     Cow::Owned(out)
+}
+
+fn is_clean(path: &str) -> bool {
+    let mut segments = path.split('/').skip(1).peekable();
+    while let Some(segment) = segments.next() {
+        let last = segments.peek().is_none();
+        if matches!(segment, "." | "..") || segment.is_empty() && !last {
+            return false;
+        }
+    }
+    true
 }
 
 fn unreserved(byte: u8) -> bool {
