@@ -108,9 +108,10 @@ struct TypeState {
     wildcard: bool,
     /// What is held, with its version.
     held: HashMap<Arc<str>, Arc<str>>,
-    /// Not yet told to the server on this stream. A name is never in both.
-    subscribe: BTreeSet<Arc<str>>,
     /// Not yet told to the server on this stream.
+    subscribe: BTreeSet<Arc<str>>,
+    /// Not yet told to the server on this stream. A name in both was dropped and is wanted again: the server has to hear
+    /// of both, or it would take what was forgotten here for what is held.
     unsubscribe: BTreeSet<Arc<str>>,
     /// The server has had a request of this type on this stream.
     started: bool,
@@ -144,7 +145,6 @@ impl Client {
         } else {
             state.wanted.insert(name.clone());
         }
-        state.unsubscribe.remove(&name);
         state.subscribe.insert(name);
     }
 
@@ -258,10 +258,14 @@ impl Client {
         if state.subscribe.is_empty() && state.unsubscribe.is_empty() {
             return None;
         }
+        let unsubscribe = std::mem::take(&mut state.unsubscribe);
+        // Servers do not agree on which list of a request comes first.
+        let again = unsubscribe.iter().any(|name| state.subscribe.contains(name));
+        let subscribe = if again { BTreeSet::new() } else { std::mem::take(&mut state.subscribe) };
         let mut request = DeltaDiscoveryRequest {
             type_url: ty.url().to_owned(),
-            resource_names_subscribe: texts(&std::mem::take(&mut state.subscribe)),
-            resource_names_unsubscribe: texts(&std::mem::take(&mut state.unsubscribe)),
+            resource_names_subscribe: texts(&subscribe),
+            resource_names_unsubscribe: texts(&unsubscribe),
             ..DeltaDiscoveryRequest::default()
         };
         if !std::mem::replace(&mut state.started, true) {

@@ -52,7 +52,7 @@ fn rbac(rules: &proto::Rbac, shadow: bool, sight: Sight) -> Result<Rbac> {
         Ok(Action::Allow) => RbacAction::Allow,
         Ok(Action::Deny) => RbacAction::Deny,
         Ok(Action::Log) => return err("action", "LOG is not supported; use shadow_rules"),
-        Err(unknown) => return err("action", format!("{unknown} is not known")),
+        Err(unknown) => return err("action", format!("{} is not known", unknown.0)),
     };
     let policies = rules.policies.iter().map(|(name, it)| policy(name, it, sight).at(&format!("policies[{name:?}]")));
     Ok(Rbac { action, policies: policies.collect::<Result<_>>()?, shadow })

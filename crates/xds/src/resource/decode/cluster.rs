@@ -158,7 +158,7 @@ pub(super) fn weft_protocol(value: i32) -> Result<Protocol> {
         Ok(weft::Protocol::Http2) => Protocol::Http2,
         Ok(weft::Protocol::Grpc) => Protocol::Grpc,
         Ok(weft::Protocol::Tcp) => Protocol::Tcp,
-        Err(unknown) => return err("metadata.protocol", format!("{unknown} is not known")),
+        Err(unknown) => return err("metadata.protocol", format!("{} is not known", unknown.0)),
     })
 }
 
@@ -188,7 +188,7 @@ fn balancer(proto: &proto::Cluster, extension: Option<&ClusterExtension>) -> Res
     }
     let policy = match LbPolicy::try_from(proto.lb_policy) {
         Ok(policy) => policy,
-        Err(unknown) => return err("lb_policy", format!("{unknown} is not known")),
+        Err(unknown) => return err("lb_policy", format!("{} is not known", unknown.0)),
     };
     match policy {
         LbPolicy::RoundRobin => Ok(round_robin(extension.is_some())),

@@ -64,7 +64,7 @@ fn endpoint(proto: &LbEndpoint, group: &LocalityLbEndpoints) -> Result<Endpoint>
         // Degraded: Envoy uses it when the healthy do not suffice; here that is the panic rule.
         Ok(HealthStatus::Unhealthy | HealthStatus::Timeout | HealthStatus::Degraded) => Health::Unhealthy,
         Ok(HealthStatus::Draining) => Health::Draining,
-        Err(unknown) => return err("health_status", format!("{unknown} is not known")),
+        Err(unknown) => return err("health_status", format!("{} is not known", unknown.0)),
     };
     let extension = extension::<EndpointExtension>(proto.metadata.as_ref())?.unwrap_or_default();
     let identity = match extension.identity.as_str() {

@@ -511,7 +511,7 @@ fn redirect(proto: &RedirectAction) -> Result<Redirect> {
         Ok(RedirectResponseCode::SeeOther) => StatusCode::SEE_OTHER,
         Ok(RedirectResponseCode::TemporaryRedirect) => StatusCode::TEMPORARY_REDIRECT,
         Ok(RedirectResponseCode::PermanentRedirect) => StatusCode::PERMANENT_REDIRECT,
-        Err(unknown) => return err("response_code", format!("{unknown} is not known")),
+        Err(unknown) => return err("response_code", format!("{} is not known", unknown.0)),
     };
     let port = match proto.port_redirect {
         0 => None,

@@ -214,7 +214,7 @@ fn add_edit(option: &HeaderValueOption, edits: &mut HeaderEdits) -> Result<()> {
         Some(false) => HeaderAppendAction::OverwriteIfExistsOrAdd,
         None => match HeaderAppendAction::try_from(option.append_action) {
             Ok(action) => action,
-            Err(unknown) => return err("append_action", format!("{unknown} is not known")),
+            Err(unknown) => return err("append_action", format!("{} is not known", unknown.0)),
         },
     };
     match action {
