@@ -153,3 +153,103 @@ impl Demand {
         self.0.connected.load(Ordering::Relaxed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::{
+        settings::{Cli, Settings},
+        snapshot::{Host, LastUsed},
+    };
+
+    const WAIT: Duration = Duration::from_secs(2);
+    const NAME: &str = "orders.default:80";
+
+    fn shared() -> (Arc<Shared>, mpsc::Receiver<Box<str>>) {
+        let args = ["weft-sidecar", "--service", "web", "--control-plane", "127.0.0.1:1"];
+        let flags = <Cli as clap::Parser>::try_parse_from(args).unwrap().flags;
+        let (demand, wanted) = Demand::new(WAIT);
+        (Shared::new(Settings::new(flags, None, 1).unwrap(), demand), wanted)
+    }
+
+    fn publish(shared: &Shared, state: VhostState) {
+        let virtual_hosts = [(NAME.into(), state)].into();
+        shared.snapshot.store(Arc::new(Snapshot { revision: 1, virtual_hosts, ..Snapshot::default() }));
+    }
+
+    fn found() -> VhostState {
+        let routes = Arc::new(VirtualHost { name: NAME.into(), domains: vec![NAME.into()], routes: Vec::new() });
+        VhostState::Found(Arc::new(Host { routes, used: Arc::new(LastUsed::new(Instant::now())) }))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_callers_wait_for_one_fetch() {
+        let (shared, mut wanted) = shared();
+        let calls: Vec<_> = (0..100)
+            .map(|_| {
+                let shared = shared.clone();
+                tokio::spawn(async move { shared.demand.ensure(&shared, NAME).await })
+            })
+            .collect();
+        assert_eq!(wanted.recv().await.as_deref(), Some(NAME));
+        publish(&shared, found());
+        shared.demand.settle(NAME, Outcome::Live);
+        for call in calls {
+            assert_eq!(call.await.unwrap().unwrap().snapshot.revision, 1);
+        }
+        assert!(wanted.try_recv().is_err(), "asked once");
+        assert!(shared.demand.0.waiting.lock().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_wait_is_bounded_and_says_whether_anyone_was_there() {
+        for connected in [false, true] {
+            let (shared, _wanted) = shared();
+            shared.demand.set_connected(connected);
+            let started = tokio::time::Instant::now();
+            let error = shared.demand.ensure(&shared, NAME).await.unwrap_err();
+            assert_eq!(error, DemandError::Timeout { control_plane_connected: connected });
+            assert_eq!(started.elapsed(), WAIT);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_does_not_exist_is_known_at_once() {
+        let (shared, mut wanted) = shared();
+        publish(&shared, VhostState::NotFound);
+        assert_eq!(shared.demand.ensure(&shared, NAME).await.unwrap_err(), DemandError::NotFound);
+        assert!(wanted.try_recv().is_err(), "nobody was asked");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_outcome_has_its_error() {
+        let table = [
+            (Outcome::NotFound, DemandError::NotFound),
+            (Outcome::TooMany, DemandError::TooMany),
+            (Outcome::Forgotten, DemandError::Timeout { control_plane_connected: false }),
+        ];
+        for (outcome, error) in table {
+            let (shared, mut wanted) = shared();
+            let control = {
+                let shared = shared.clone();
+                async move {
+                    wanted.recv().await;
+                    shared.demand.settle(NAME, outcome);
+                }
+            };
+            let (answer, ()) = tokio::join!(shared.demand.ensure(&shared, NAME), control);
+            assert_eq!(answer.unwrap_err(), error);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn names_that_are_fetched_are_bounded() {
+        let (shared, _wanted) = shared();
+        for index in 0..MAX_NAMES {
+            assert!(shared.demand.want(&format!("s{index}")).is_ok());
+        }
+        assert_eq!(shared.demand.ensure(&shared, NAME).await.unwrap_err(), DemandError::TooMany);
+    }
+}

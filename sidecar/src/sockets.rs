@@ -1,0 +1,177 @@
+//! Binding: each worker has sockets of its own at the same addresses (SO_REUSEPORT), so that the kernel spreads
+//! connections over the workers.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{SocketAddr, TcpListener},
+    path::Path,
+};
+
+use serde_json::json;
+use socket2::{Domain, Protocol, Socket, Type};
+use thiserror::Error;
+
+use crate::{settings::Settings, shared::Sockets};
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 1024;
+
+/// Everything that is bound.
+#[derive(Debug)]
+pub struct Bound {
+    /// One for each worker.
+    pub workers: Vec<Sockets>,
+    /// Admin pages.
+    pub admin: TcpListener,
+    /// Metrics.
+    pub metrics: TcpListener,
+    /// Where everything is.
+    pub addresses: Addresses,
+}
+
+/// The addresses as bound: port 0 has become a real one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Addresses {
+    /// From the application.
+    pub outbound: SocketAddr,
+    /// From other sidecars.
+    pub inbound: SocketAddr,
+    /// Admin pages.
+    pub admin: SocketAddr,
+    /// Metrics.
+    pub metrics: SocketAddr,
+    /// As given in the settings, the canonical authority, the address.
+    pub upstreams: Vec<(Box<str>, Box<str>, SocketAddr)>,
+}
+
+/// An address that cannot be bound.
+#[derive(Debug, Error)]
+#[error("{flag} {address}: {source}; another sidecar or program may hold it: choose another port, or 0 for any")]
+pub struct BindError {
+    flag: &'static str,
+    address: SocketAddr,
+    source: io::Error,
+}
+
+/// Binds everything.
+///
+/// # Errors
+/// The first address that cannot be bound.
+pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
+    let workers = settings.workers;
+    let (outbound, outbounds) = bind_each("--outbound", settings.outbound, workers)?;
+    let (inbound, inbounds) = bind_each("--inbound", settings.inbound, workers)?;
+    let (admin, mut admins) = bind_each("--admin", settings.admin, 1)?;
+    let (metrics, mut metric) = bind_each("--metrics", settings.metrics, 1)?;
+    let mut sockets: Vec<_> = outbounds
+        .into_iter()
+        .zip(inbounds)
+        .map(|(outbound, inbound)| Sockets { inbound, outbound, upstreams: Vec::new() })
+        .collect();
+    let mut upstreams = Vec::new();
+    for upstream in &settings.upstreams {
+        let (address, listeners) = bind_each("--upstream", upstream.listen, workers)?;
+        for (worker, listener) in sockets.iter_mut().zip(listeners) {
+            worker.upstreams.push((listener, upstream.authority.clone()));
+        }
+        upstreams.push((upstream.spec.clone(), upstream.authority.clone(), address));
+    }
+    Ok(Bound {
+        workers: sockets,
+        admin: admins.remove(0),
+        metrics: metric.remove(0),
+        addresses: Addresses { outbound, inbound, admin, metrics, upstreams },
+    })
+}
+
+impl Addresses {
+    /// Every address on which this process listens.
+    #[must_use]
+    pub fn all(&self) -> Vec<SocketAddr> {
+        let upstreams = self.upstreams.iter().map(|(_, _, address)| *address);
+        [self.outbound, self.inbound, self.admin, self.metrics].into_iter().chain(upstreams).collect()
+    }
+
+    /// Writes `addresses.json` into the data directory, for those who asked for any free port.
+    ///
+    /// # Errors
+    /// Of the file system.
+    pub fn write(&self, data_dir: &Path) -> io::Result<()> {
+        let upstreams: BTreeMap<_, _> =
+            self.upstreams.iter().map(|(spec, _, address)| (spec.to_string(), address.to_string())).collect();
+        let content = json!({
+            "outbound": self.outbound.to_string(),
+            "inbound": self.inbound.to_string(),
+            "admin": self.admin.to_string(),
+            "metrics": self.metrics.to_string(),
+            "upstreams": upstreams,
+        });
+        weft_telemetry::files::write_public(&data_dir.join("addresses.json"), format!("{content:#}\n").as_bytes())
+    }
+}
+
+/// Binds one address `count` times.
+fn bind_each(
+    flag: &'static str,
+    asked: SocketAddr,
+    count: usize,
+) -> Result<(SocketAddr, Vec<TcpListener>), BindError> {
+    let failed = |source| BindError { flag, address: asked, source };
+    // First alone: sharing the port with a stranger would succeed, and split the traffic between the two.
+    let alone = listen(asked, false).map_err(failed)?;
+    let address = alone.local_addr().map_err(failed)?;
+    if count == 1 {
+        return Ok((address, vec![alone]));
+    }
+    drop(alone);
+    let listeners = (0..count).map(|_| listen(address, true)).collect::<io::Result<_>>().map_err(failed)?;
+    Ok((address, listeners))
+}
+
+fn listen(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // A restart must not wait for the connections of the process before.
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_share_a_port_but_strangers_do_not() {
+        let any = "127.0.0.1:0".parse().unwrap();
+        let (address, listeners) = bind_each("--outbound", any, 2).unwrap();
+        assert_eq!(listeners.len(), 2);
+        assert!(listeners.iter().all(|listener| listener.local_addr().unwrap() == address));
+        let error = bind_each("--outbound", address, 2).unwrap_err().to_string();
+        assert!(error.contains("--outbound") && error.contains("choose another port"), "{error}");
+        drop(listeners);
+        assert!(bind_each("--outbound", address, 2).is_ok(), "free again at once");
+    }
+
+    #[test]
+    fn addresses_are_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let addresses = Addresses {
+            outbound: at("127.0.0.1:1"),
+            inbound: at("127.0.0.1:2"),
+            admin: at("127.0.0.1:3"),
+            metrics: at("127.0.0.1:4"),
+            upstreams: vec![("0=db:5432".into(), "db.default:5432".into(), at("127.0.0.1:5"))],
+        };
+        addresses.write(directory.path()).unwrap();
+        let text = std::fs::read_to_string(directory.path().join("addresses.json")).unwrap();
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(value["outbound"], "127.0.0.1:1");
+        assert_eq!(value["upstreams"]["0=db:5432"], "127.0.0.1:5");
+        assert_eq!(addresses.all().len(), 5);
+    }
+}
