@@ -6,11 +6,59 @@
 //!                                                      index: fold, mark dirty
 //!               xDS sessions ◄── resources ◄── translate (pure) ◄── World ◄─┘
 //! ```
+//!
+//! [`start`] connects the parts, [`serve`] is the TLS port that all of them share.
+
+use std::{ffi::OsString, process::ExitCode};
+
+use clap::Parser;
+use weft_telemetry::{log, shutdown::Shutdown};
 
 pub mod certificates;
+pub mod config;
 pub mod index;
+pub mod metrics;
+pub mod operator;
 pub mod peer;
 pub mod registry;
+pub mod serve;
+pub mod settings;
+pub mod start;
 pub mod store;
 pub mod translate;
 pub mod xds;
+
+use self::settings::Settings;
+
+/// Runs the control plane with the arguments of a command line, the program's name first.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let settings = match Settings::try_parse_from(args) {
+        Ok(settings) => settings,
+        Err(error) => {
+            // Help goes to standard output, complaints to standard error; clap knows which is which.
+            drop(error.print());
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    match run(&settings) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("weft-control-plane: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(settings: &Settings) -> anyhow::Result<()> {
+    log::init(&settings.log, settings.log_format)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("control-plane").enable_all().build()?;
+    runtime.block_on(async {
+        let shutdown = Shutdown::new();
+        shutdown.listen()?;
+        let running = start::start(settings).await?;
+        tokio::select! {
+            ended = running.until(shutdown.graceful.clone()) => ended,
+            () = shutdown.now.cancelled() => anyhow::bail!("ended at once, as asked"),
+        }
+    })
+}

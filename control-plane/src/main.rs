@@ -1,1 +1,10 @@
-fn main() {}
+//! The control plane's binary.
+
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    weft_control_plane::main(std::env::args_os())
+}

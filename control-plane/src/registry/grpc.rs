@@ -7,6 +7,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use weft_identity::SpiffeId;
 use weft_proto::weft::v1::{
@@ -29,17 +30,19 @@ pub struct RegistryGrpc {
     /// Sequence of the registry's changes that the index has published.
     applied: watch::Receiver<u64>,
     sessions: Arc<Sessions>,
+    stop: CancellationToken,
 }
 
 impl RegistryGrpc {
-    /// The service over a registry and what is made of it.
+    /// The service over a registry and what is made of it. `stop` ends every stream.
     pub fn new(
         registry: Registry,
         worlds: Arc<Worlds>,
         applied: watch::Receiver<u64>,
         sessions: Arc<Sessions>,
+        stop: CancellationToken,
     ) -> Self {
-        Self { registry, worlds, applied, sessions }
+        Self { registry, worlds, applied, sessions, stop }
     }
 }
 
@@ -59,9 +62,13 @@ impl RegistryService for RegistryGrpc {
         let service = self.clone();
         // Ends with the stream: each read has a deadline, and the connection's end is an error of it.
         tokio::spawn(async move {
-            let ended = match service.first(&mut messages, identity, ip).await {
-                Ok(lease) => service.serve(lease, &mut messages, &answers).await,
-                Err(status) => Err(status),
+            let serving = async {
+                let lease = service.first(&mut messages, identity, ip).await?;
+                service.serve(lease, &mut messages, &answers).await
+            };
+            let ended = tokio::select! {
+                ended = serving => ended,
+                () = service.stop.cancelled() => Err(Status::unavailable("the control plane is going down")),
             };
             if let Err(status) = ended
                 && answers.send(Err(status)).await.is_err()

@@ -105,6 +105,11 @@ impl Log {
         self.base_revision
     }
 
+    /// The snapshot: the resources of the revision at which the log begins.
+    pub fn base(&self) -> &Arc<Resources> {
+        &self.base
+    }
+
     /// The changes kept, oldest first.
     pub fn entries(&self) -> &[Arc<Entry>] {
         &self.entries

@@ -1,0 +1,136 @@
+//! Flags and `WEFT_*` variables.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::Parser;
+use weft_identity::TrustDomain;
+use weft_telemetry::log;
+
+/// The control plane of a Weft mesh: serves configuration, service discovery and certificates to sidecars.
+///
+/// At first start it makes a certificate authority and an operator's credential in its data directory. The credential,
+/// operator.json, is what `weft` commands and the HTTP API need:
+///
+///   weft-control-plane &
+///   weft apply -f services.yaml
+///   weft token create --service orders      # lets a sidecar join as `orders`
+///   weft status
+///
+/// Both ports speak TLS only. Every flag is also a variable: --data-dir is WEFT_DATA_DIR.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "weft-control-plane", version, verbatim_doc_comment)]
+pub struct Settings {
+    /// Address for sidecars, stock Envoys, gRPC clients and the `weft` command. Port 0: any free one; addresses.json in
+    /// the data directory tells which.
+    #[arg(long, env = "WEFT_GRPC", default_value = "0.0.0.0:15010", value_name = "IP:PORT")]
+    pub grpc: SocketAddr,
+
+    /// Address for the HTTP API, /metrics, /healthz and /readyz.
+    #[arg(long, env = "WEFT_HTTP", default_value = "0.0.0.0:15080", value_name = "IP:PORT")]
+    pub http: SocketAddr,
+
+    /// Everything that must survive a restart: configuration, CA, operator's credential. Back it up, and keep it private.
+    #[arg(long, env = "WEFT_DATA_DIR", default_value = "weft-data/control-plane", value_name = "DIR")]
+    pub data_dir: PathBuf,
+
+    /// Trust domain: the first part of every identity of this mesh. It cannot be changed later.
+    #[arg(long, env = "WEFT_TRUST_DOMAIN", default_value = weft_identity::spiffe::DEFAULT_TRUST_DOMAIN, value_name = "NAME")]
+    pub trust_domain: TrustDomain,
+
+    /// Host name or address under which others reach this control plane; goes into operator.json and the certificate.
+    /// Default: the address listened on, or 127.0.0.1.
+    #[arg(long, env = "WEFT_ADVERTISE", value_name = "HOST")]
+    pub advertise: Option<String>,
+
+    /// A CA made elsewhere, PEM: the certificate that is to sign first, its root last. Needs --ca-key.
+    #[arg(long, env = "WEFT_CA_CERT", value_name = "FILE", requires = "ca_key")]
+    pub ca_cert: Option<PathBuf>,
+
+    /// The key of that CA, PEM.
+    #[arg(long, env = "WEFT_CA_KEY", value_name = "FILE", requires = "ca_cert")]
+    pub ca_key: Option<PathBuf>,
+
+    /// Life of the certificates of workloads. They renew at half of it; longer bridges longer outages of the control
+    /// plane, shorter limits the worth of a stolen key.
+    #[arg(long, env = "WEFT_CERTIFICATE_TTL", default_value = "24h", value_parser = certificate_ttl, value_name = "TIME")]
+    pub certificate_ttl: Duration,
+
+    /// Time without a heartbeat after which a workload is taken out. Heartbeats come at a third of it.
+    #[arg(long, env = "WEFT_LEASE", default_value = "15s", value_parser = lease, value_name = "TIME")]
+    pub lease: Duration,
+
+    /// Resources to apply at the first start, when nothing is configured yet: a file, or a directory of .yaml, .yml and
+    /// .json files.
+    #[arg(long, env = "WEFT_CONFIG", value_name = "PATH")]
+    pub config: Option<PathBuf>,
+
+    /// What is logged: a level, or targets (`info,weft_control_plane=debug`).
+    #[arg(long, env = "WEFT_LOG", default_value = "info", value_name = "FILTER")]
+    pub log: String,
+
+    /// How a log line looks: text or json.
+    #[arg(long, env = "WEFT_LOG_FORMAT", default_value = "text", value_name = "FORMAT")]
+    pub log_format: log::Format,
+}
+
+impl Settings {
+    /// Where others reach a port that this process listens on.
+    pub fn advertised(&self, bound: SocketAddr) -> String {
+        let host = match &self.advertise {
+            Some(host) => host.clone(),
+            None if bound.ip().is_unspecified() => "127.0.0.1".to_owned(),
+            None => bound.ip().to_string(),
+        };
+        let bare_v6 = host.contains(':') && !host.starts_with('[');
+        if bare_v6 { format!("[{host}]:{}", bound.port()) } else { format!("{host}:{}", bound.port()) }
+    }
+}
+
+fn certificate_ttl(text: &str) -> Result<Duration, String> {
+    between(text, Duration::from_secs(5), Duration::from_secs(90 * 24 * 3600))
+}
+
+fn lease(text: &str) -> Result<Duration, String> {
+    between(text, Duration::from_millis(300), Duration::from_secs(3600))
+}
+
+fn between(text: &str, min: Duration, max: Duration) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| format!("{error}; write for example 15s, 5m or 24h"))?;
+    if time < min || time > max {
+        let (min, max) = (humantime::format_duration(min), humantime::format_duration(max));
+        return Err(format!("it must lie between {min} and {max}"));
+    }
+    Ok(time)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_is_well_formed() {
+        Settings::command().debug_assert();
+    }
+
+    #[test]
+    fn addresses_for_others() {
+        let advertised = |args: &[&str], bound: &str| {
+            let args = std::iter::once("weft-control-plane").chain(args.iter().copied());
+            Settings::parse_from(args).advertised(bound.parse().unwrap())
+        };
+        assert_eq!(advertised(&[], "0.0.0.0:15010"), "127.0.0.1:15010");
+        assert_eq!(advertised(&[], "10.1.2.3:15010"), "10.1.2.3:15010");
+        assert_eq!(advertised(&[], "[::1]:15010"), "[::1]:15010");
+        assert_eq!(advertised(&["--advertise", "cp.example"], "0.0.0.0:1"), "cp.example:1");
+        assert_eq!(advertised(&["--advertise", "fd00::1"], "0.0.0.0:1"), "[fd00::1]:1");
+    }
+
+    #[test]
+    fn bounds_are_told() {
+        let error = Settings::try_parse_from(["weft-control-plane", "--lease", "1ms"]).unwrap_err().to_string();
+        assert!(error.contains("between 300ms and 1h"), "{error}");
+        assert!(Settings::try_parse_from(["weft-control-plane", "--ca-cert", "x"]).is_err(), "needs the key");
+    }
+}
