@@ -1,0 +1,282 @@
+//! Headers that proxies must drop, write or never believe. Pure.
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+/// Who called, in Envoy's form: `By=...;URI=...`.
+pub const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+/// The peer's address.
+pub const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// `https` when the hop before was mutual TLS.
+pub const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+/// Sidecars passed through.
+pub const HOPS: HeaderName = HeaderName::from_static("weft-hops");
+/// Why an answer failed.
+pub const REASON: HeaderName = HeaderName::from_static("weft-reason");
+/// Number of the try, from the second on.
+pub const ATTEMPT: HeaderName = HeaderName::from_static("x-weft-attempt");
+/// W3C trace context.
+pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// gRPC status.
+pub const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+/// gRPC message.
+pub const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+
+/// More sidecars than this in a row is a loop.
+pub const MAX_HOPS: u32 = 16;
+
+/// Takes out what belongs to one hop, and what the sender nominated in `Connection`; framing, Host and what sidecars
+/// write cannot be nominated away. `TE: trailers` stays.
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(header::CONNECTION) {
+        for name in nominated(headers) {
+            headers.remove(name);
+        }
+        headers.remove(header::CONNECTION);
+    }
+    if let Some(te) = headers.remove(header::TE)
+        && te.to_str().is_ok_and(|te| te.split(',').any(|coding| coding.trim().eq_ignore_ascii_case("trailers")))
+    {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    for name in [
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+        HTTP2_SETTINGS,
+        header::PROXY_AUTHORIZATION,
+        header::PROXY_AUTHENTICATE,
+    ] {
+        headers.remove(name);
+    }
+}
+
+fn nominated(headers: &HeaderMap) -> Vec<HeaderName> {
+    headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+        .filter(|name| !protected(name))
+        .collect()
+}
+
+/// Fields that a `Connection` header cannot remove.
+fn protected(name: &HeaderName) -> bool {
+    *name == header::HOST
+        || *name == header::CONTENT_LENGTH
+        || *name == header::TE
+        || *name == FORWARDED_FOR
+        || *name == FORWARDED_PROTO
+        || *name == CLIENT_CERT
+        || *name == HOPS
+        || *name == TRACEPARENT
+        || *name == header::AUTHORIZATION
+        || *name == header::COOKIE
+        || name.as_str().starts_with("x-weft-")
+}
+
+/// Takes out what only sidecars may say.
+pub fn strip_ours(headers: &mut HeaderMap) {
+    headers.remove(&REASON);
+    headers.remove(&CLIENT_CERT);
+    if headers.keys().any(|name| name.as_str().starts_with("x-weft-")) {
+        let ours: Vec<HeaderName> =
+            headers.keys().filter(|name| name.as_str().starts_with("x-weft-")).cloned().collect();
+        for name in ours {
+            headers.remove(name);
+        }
+    }
+}
+
+/// Takes out of trailers what would change framing, routing or identity.
+pub fn strip_trailers(trailers: &mut HeaderMap) {
+    for name in [
+        header::CONTENT_LENGTH,
+        header::TRANSFER_ENCODING,
+        header::HOST,
+        header::CONNECTION,
+        header::TE,
+        header::TRAILER,
+        header::UPGRADE,
+        header::AUTHORIZATION,
+        header::COOKIE,
+        header::SET_COOKIE,
+        header::CONTENT_TYPE,
+        header::CONTENT_ENCODING,
+        header::CONTENT_RANGE,
+        header::EXPECT,
+        KEEP_ALIVE,
+        PROXY_CONNECTION,
+        FORWARDED_FOR,
+        FORWARDED_PROTO,
+    ] {
+        trailers.remove(name);
+    }
+    strip_ours(trailers);
+}
+
+/// Sidecars that the request has passed through so far.
+pub fn hops(headers: &HeaderMap) -> u32 {
+    let value = headers.get(&HOPS).and_then(|value| value.to_str().ok());
+    value.map_or(0, |value| value.parse().unwrap_or(MAX_HOPS))
+}
+
+/// Whether `connection: upgrade` and `upgrade` ask for another protocol (h2c is not one that is offered).
+pub fn asks_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
+    let to = names_upgrade(headers)?;
+    let asked = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|token| token.trim().eq_ignore_ascii_case("upgrade"));
+    asked.then(|| to.clone())
+}
+
+/// The `upgrade` header, unless it is h2c: after such a head the framing of the connection is no longer followed, and it
+/// ends unless it is switched.
+pub fn names_upgrade(headers: &HeaderMap) -> Option<&HeaderValue> {
+    headers.get(header::UPGRADE).filter(|to| !to.as_bytes().eq_ignore_ascii_case(b"h2c"))
+}
+
+/// Whether the request is gRPC.
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|kind| {
+        let kind = kind.as_bytes();
+        kind.starts_with(b"application/grpc") && !kind.starts_with(b"application/grpc-web")
+    })
+}
+
+/// The gRPC status in headers or trailers.
+pub fn grpc_status(headers: &HeaderMap) -> Option<u8> {
+    headers.get(&GRPC_STATUS)?.to_str().ok()?.parse().ok()
+}
+
+/// Passes a valid `traceparent` on, or begins a trace.
+pub fn ensure_trace(headers: &mut HeaderMap) -> HeaderValue {
+    if let Some(given) = headers.get(&TRACEPARENT)
+        && valid_trace(given.as_bytes())
+    {
+        return given.clone();
+    }
+    let mut text = *b"00-00000000000000000000000000000000-0000000000000000-01";
+    hex(&mut text[3..35], u128::from(fastrand::u64(1..)) << 64 | u128::from(fastrand::u64(..)));
+    hex(&mut text[36..52], u128::from(fastrand::u64(1..)));
+    let value = HeaderValue::from_bytes(&text).expect("hexadecimal digits and dashes are valid");
+    headers.insert(TRACEPARENT, value.clone());
+    value
+}
+
+fn valid_trace(value: &[u8]) -> bool {
+    let part = |range: std::ops::Range<usize>| {
+        let digits = &value[range];
+        digits.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let zero = |range: std::ops::Range<usize>| value[range].iter().all(|byte| *byte == b'0');
+    value.len() >= 55
+        && (value.len() == 55 && value.starts_with(b"00-") || value.get(55) == Some(&b'-') && !value.starts_with(b"00"))
+        && !value.starts_with(b"ff")
+        && part(0..2)
+        && value[2] == b'-'
+        && part(3..35)
+        && value[35] == b'-'
+        && part(36..52)
+        && value[52] == b'-'
+        && part(53..55)
+        && !zero(3..35)
+        && !zero(36..52)
+}
+
+fn hex(out: &mut [u8], mut value: u128) {
+    for digit in out.iter_mut().rev() {
+        *digit = b"0123456789abcdef"[(value & 15) as usize];
+        value >>= 4;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(fields: &[(&'static str, &'static str)]) -> HeaderMap {
+        fields
+            .iter()
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+            .collect()
+    }
+
+    #[test]
+    fn hop_by_hop_fields_go_and_framing_stays() {
+        let mut headers = map(&[
+            ("connection", "close, x-secret, content-length, host, x-forwarded-for"),
+            ("x-secret", "1"),
+            ("content-length", "3"),
+            ("host", "a"),
+            ("x-forwarded-for", "1.2.3.4"),
+            ("keep-alive", "timeout=5"),
+            ("te", "gzip, trailers"),
+            ("upgrade", "h2c"),
+            ("http2-settings", "x"),
+            ("accept", "*/*"),
+        ]);
+        strip_hop_by_hop(&mut headers);
+        let mut left: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["accept", "content-length", "host", "te", "x-forwarded-for"]);
+        assert_eq!(headers["te"], "trailers");
+    }
+
+    #[test]
+    fn nobody_else_speaks_for_us() {
+        let mut headers = map(&[
+            ("weft-reason", "a"),
+            ("x-weft-attempt", "9"),
+            ("x-weft-anything", "9"),
+            ("x-forwarded-client-cert", "URI=spiffe://x"),
+            ("x-other", "1"),
+        ]);
+        strip_ours(&mut headers);
+        assert_eq!(headers.len(), 1);
+    }
+
+    #[test]
+    fn traces_are_passed_on_or_begun() {
+        const GIVEN: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let mut headers = map(&[("traceparent", GIVEN)]);
+        assert_eq!(ensure_trace(&mut headers), GIVEN);
+        for bad in [
+            "",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-0",
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
+            "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-x",
+        ] {
+            let mut headers = map(&[("traceparent", bad)]);
+            let made = ensure_trace(&mut headers);
+            assert_ne!(made, bad);
+            assert!(valid_trace(made.as_bytes()));
+            assert_eq!(headers.get_all("traceparent").iter().count(), 1);
+        }
+    }
+
+    #[test]
+    fn upgrades_need_both_headers() {
+        assert!(asks_upgrade(&map(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")])).is_some());
+        assert!(asks_upgrade(&map(&[("upgrade", "websocket")])).is_none());
+        assert!(asks_upgrade(&map(&[("connection", "upgrade"), ("upgrade", "h2c")])).is_none());
+    }
+
+    #[test]
+    fn hops_that_cannot_be_read_count_as_too_many() {
+        assert_eq!(hops(&map(&[])), 0);
+        assert_eq!(hops(&map(&[("weft-hops", "3")])), 3);
+        assert_eq!(hops(&map(&[("weft-hops", "x")])), MAX_HOPS);
+    }
+}

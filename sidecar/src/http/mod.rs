@@ -1,0 +1,14 @@
+//! HTTP: one connection, one request. [`request`] has the whole life of a request on one page.
+
+pub mod answer;
+pub mod body;
+pub mod classify;
+pub mod guard;
+pub mod headers;
+pub mod request;
+pub mod serve;
+pub mod strict;
+pub mod upgrade;
+
+#[cfg(test)]
+mod tests;

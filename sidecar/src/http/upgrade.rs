@@ -1,0 +1,102 @@
+//! What becomes of an HTTP/1 connection that is no longer HTTP/1: WebSocket and its like, and CONNECT.
+//!
+//! Nothing is tunnelled before the backend has agreed: hyper hands the streams over only after the 101 (or our 200).
+
+use std::{net::SocketAddr, rc::Rc};
+
+use hyper::upgrade::OnUpgrade;
+
+use super::answer::{Failed, Served};
+use crate::{
+    balance::Outcome,
+    io::Io,
+    listener,
+    reason::Reason,
+    record::{Entry, Record},
+    route::{Authority, Host},
+    tcp,
+    worker::{Conn, Origin},
+};
+
+/// What a connection turns into after its last answer.
+#[derive(Debug)]
+pub enum Tunnel {
+    /// The backend has switched protocols.
+    Switched {
+        /// The caller's side.
+        downstream: OnUpgrade,
+        /// The backend's.
+        upstream: OnUpgrade,
+        /// Written when the tunnel ends.
+        record: Record,
+        /// Held until then.
+        served: Served,
+    },
+    /// CONNECT to a service: whatever comes is treated like a connection to that service.
+    Mesh {
+        /// The caller's side.
+        downstream: OnUpgrade,
+        /// Canonical authority.
+        authority: Box<str>,
+    },
+    /// CONNECT to the outside world.
+    Outside {
+        /// The caller's side.
+        downstream: OnUpgrade,
+        /// The other.
+        upstream: Box<Io>,
+    },
+}
+
+impl Tunnel {
+    /// Carries bytes until both sides have ended.
+    pub async fn run(self, conn: &Rc<Conn>) {
+        match self {
+            Self::Switched { downstream, upstream, record, mut served } => {
+                let (Ok(downstream), Ok(upstream)) = tokio::join!(downstream, upstream) else {
+                    // One side went away between the answer and the switch.
+                    record.fail(Reason::ClientCancelled, Some("the connection ended before it was switched"));
+                    return record.finish();
+                };
+                let ended = tcp::relay(conn, Io::from(downstream), Io::from(upstream), &record, tcp::Idle::Never).await;
+                served.finish(Outcome::Success);
+                tcp::note(&record, ended);
+                record.finish();
+            }
+            Self::Mesh { downstream, authority } => {
+                let Ok(downstream) = downstream.await else { return };
+                let inner = Conn::outbound(&conn.worker, Origin::Fixed(authority), conn.peer, conn.depth + 1);
+                Box::pin(listener::serve_fixed(&inner, Io::from(downstream))).await;
+            }
+            Self::Outside { downstream, upstream } => {
+                let Ok(downstream) = downstream.await else { return };
+                let record = Record::tcp(conn);
+                record.goes("external", None);
+                let ended = tcp::relay(conn, Io::from(downstream), *upstream, &record, tcp::Idle::Tcp).await;
+                tcp::note(&record, ended);
+                record.finish();
+            }
+        }
+    }
+}
+
+/// Finds the address of a host outside the mesh that may be called.
+/// # Errors
+/// `external_refused` for loopback and this process itself, `external_connect_failed` when there is none.
+pub async fn outside(conn: &Conn, authority: &Authority<'_>, record: &Entry) -> Result<SocketAddr, Failed> {
+    record.goes("external", None);
+    let port = authority.port().unwrap_or(80);
+    let found: Vec<SocketAddr> = match authority.kind() {
+        Host::Ip(ip) => vec![SocketAddr::new(ip, port)],
+        Host::Name => match tokio::net::lookup_host((authority.host(), port)).await {
+            Ok(found) => found.collect(),
+            Err(error) => return Err(Failed::told(Reason::ExternalConnectFailed, error.to_string())),
+        },
+    };
+    let allowed = found.iter().find(|address| !conn.worker.path.forbidden(**address));
+    match (allowed, found.is_empty()) {
+        (Some(address), _) => Ok(*address),
+        (None, false) => Err(Reason::ExternalRefused.into()),
+        (None, true) => Err(Failed::told(Reason::ExternalConnectFailed, "the name has no address")),
+    }
+}

@@ -1,0 +1,229 @@
+//! Raw connections: picked, connected and relayed both ways, with half-close. Bytes are counted as they pass.
+
+use std::{
+    cell::Cell,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use http::HeaderMap;
+use tokio::io::copy_bidirectional_with_sizes;
+use weft_xds::resource::RouteAction;
+
+use crate::{
+    balance::{Failure, Outcome, PickError, Refused, Upstream, request_hash},
+    http::{
+        answer::Failed,
+        request::{authorize, unknown},
+    },
+    io::{Counted, Io},
+    metrics::AttemptKind,
+    reason::Reason,
+    record::{Entry, Record, Try},
+    route::pick_cluster,
+    shared::Alpn,
+    upstream::{Destination, Link, connect},
+    worker::{Conn, inbound_port},
+};
+
+/// One direction's buffer.
+const BUFFER: usize = 16 * 1024;
+/// Endpoints tried beyond the first, while none has accepted the connection.
+const RETRIES: usize = 2;
+
+/// When a silent relay ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Idle {
+    /// After the bound of TCP connections.
+    Tcp,
+    /// Not by itself: both sides have agreed on a protocol with its own keep-alive.
+    Never,
+}
+
+/// Carries bytes both ways until both sides have ended.
+/// # Errors
+/// The reason, when one side broke off or was silent for too long.
+pub async fn relay(conn: &Conn, downstream: Io, upstream: Io, record: &Entry, idle: Idle) -> Result<(), Reason> {
+    let broken = Cell::new(None);
+    let mut downstream = Counted::new(downstream, |received, sent| {
+        if received > 0 {
+            record.received(received);
+        }
+        if sent > 0 {
+            record.sent(sent);
+        }
+    });
+    let mut upstream = Counted::new(upstream, |_, _| {});
+    let copied = copy_bidirectional_with_sizes(&mut downstream, &mut upstream, BUFFER, BUFFER);
+    let limit = match idle {
+        Idle::Tcp => conn.worker.path.bounds.tcp_idle,
+        Idle::Never => Duration::MAX,
+    };
+    let quiet = async {
+        while let Some(at) = record.progressed().checked_add(limit) {
+            if at <= Instant::now() {
+                return;
+            }
+            tokio::time::sleep_until(at.into()).await;
+        }
+        std::future::pending().await
+    };
+    tokio::select! {
+        biased;
+        copied = copied => if let Err(error) = copied {
+            tracing::debug!(%error, "relay ended");
+            broken.set(Some(Reason::UpstreamReset));
+        },
+        () = quiet => broken.set(Some(Reason::IdleTimeout)),
+    }
+    broken.get().map_or(Ok(()), Err)
+}
+
+/// Takes note of how a relay ended.
+pub fn note(record: &Entry, ended: Result<(), Reason>) {
+    if let Err(reason) = ended {
+        record.fail(reason, None);
+    }
+}
+
+/// A raw connection of the application's to a service.
+pub async fn outbound(conn: &Rc<Conn>, authority: &str, downstream: Io) {
+    let record = Record::tcp(conn);
+    match dial_service(conn, authority, &record).await {
+        Err(failed) => record.fail(failed.reason, failed.detail.as_deref()),
+        Ok(dialed) => dialed.carry(conn, downstream, &record).await,
+    }
+    record.finish();
+}
+
+/// A connection to a workload of a service, not yet used.
+#[derive(Debug)]
+pub struct Dialed {
+    upstream: Io,
+    picked: crate::balance::Picked,
+    admitted: crate::balance::Admitted,
+    _permit: Option<crate::balance::LimitPermit>,
+    cluster: Box<str>,
+}
+
+impl Dialed {
+    /// Carries bytes until both sides have ended.
+    pub async fn carry(mut self, conn: &Conn, downstream: Io, record: &Entry) {
+        let now = Instant::now();
+        let metrics = &conn.worker.path.metrics;
+        // It came about: that is all that a raw connection can say of its endpoint.
+        if let Some(change) = self.picked.finish(Outcome::Success, now) {
+            metrics.ejection(&self.cluster, self.picked.endpoint.address(), &change);
+        }
+        if let Some(change) = self.admitted.finish(Outcome::Success, now) {
+            metrics.breaker(&self.cluster, &change);
+        }
+        note(record, relay(conn, downstream, self.upstream, record, Idle::Tcp).await);
+    }
+}
+
+/// The cluster that raw connections to an authority go to: that of its first route that forwards.
+pub async fn service_cluster(conn: &Conn, authority: &str) -> Result<Arc<Upstream>, Failed> {
+    let shared = &conn.worker.path.shared;
+    let ready = shared.demand.ensure(shared, authority).await.map_err(|error| unknown(error, authority))?;
+    let forward = ready.routes.routes.iter().find_map(|route| match &route.action {
+        RouteAction::Forward(forward) => Some(forward),
+        RouteAction::Redirect(_) | RouteAction::Respond { .. } => None,
+    });
+    let share = forward.and_then(|forward| pick_cluster(forward, fastrand::u64(..))).ok_or(Reason::NoRoute)?;
+    let upstream = ready.snapshot.cluster(&share.name);
+    upstream.cloned().ok_or_else(|| Failed::with(Reason::ServiceUnknown, format!("no cluster {}", share.name)))
+}
+
+/// Connects to a workload of a service; moves on to others while none accepts.
+/// # Errors
+/// [`Failed`].
+pub async fn dial_service(conn: &Conn, authority: &str, record: &Entry) -> Result<Dialed, Failed> {
+    let upstream = service_cluster(conn, authority).await?;
+    let cluster = upstream.cluster();
+    record.goes(&cluster.service, None);
+    record.policy(&cluster.policy);
+    let now = Instant::now();
+    upstream.budget().deposit(now);
+    let mut admitted = upstream.admit(now).map_err(|refused| match refused {
+        Refused::BreakerOpen { .. } => Failed::from(Reason::BreakerOpen),
+        Refused::Overflow(_) => Failed::from(Reason::OverflowRequests),
+    })?;
+    let permit = upstream.limits().connections.acquire().map_err(|_full| Failed::from(Reason::OverflowConnections))?;
+    let hash = request_hash(&cluster.balancer, &[], &HeaderMap::new(), conn.peer.ip());
+    let mut tried: Vec<SocketAddr> = Vec::new();
+    loop {
+        let now = Instant::now();
+        let mut picked = upstream.pick(hash, &tried, now).map_err(|error| match error {
+            PickError::NoEndpoints => Failed::from(Reason::NoEndpoints),
+            PickError::NoneReady => Failed::from(Reason::NoReadyEndpoint),
+        })?;
+        let endpoint = picked.endpoint.address();
+        let to = Destination::Workload(Arc::clone(&upstream), Arc::clone(&picked.endpoint));
+        let kind = if tried.is_empty() { AttemptKind::First } else { AttemptKind::Retry };
+        tried.push(endpoint);
+        let connected = connect(&conn.worker, &to, Alpn::None).await;
+        record.waited(now.elapsed());
+        record.connected(now.elapsed());
+        let result = connected.as_ref().map_or_else(|failure| failure.reason.code(), |_| "ok");
+        record.tried(Try { endpoint, kind, result, took: now.elapsed() });
+        match connected {
+            Ok(Link { io, peer, .. }) => {
+                record.mutual(peer.is_some());
+                let cluster = cluster.name.clone();
+                return Ok(Dialed { upstream: io, picked, admitted, _permit: Some(permit), cluster });
+            }
+            Err(failure) => {
+                let outcome = Outcome::Failed(Failure::Connect);
+                if let Some(change) = picked.finish(outcome, Instant::now()) {
+                    conn.worker.path.metrics.ejection(&cluster.name, endpoint, &change);
+                }
+                if tried.len() > RETRIES {
+                    if let Some(change) = admitted.finish(outcome, Instant::now()) {
+                        conn.worker.path.metrics.breaker(&cluster.name, &change);
+                    }
+                    return Err(Failed::with(failure.reason, failure.detail));
+                }
+            }
+        }
+    }
+}
+
+/// A raw connection of the mesh's to the application.
+pub async fn inbound(conn: &Rc<Conn>, sni: &str, downstream: Io) {
+    let record = Record::tcp(conn);
+    record.goes(&conn.worker.path.service, None);
+    carry_to_app(conn, dial_app(conn, sni, &record).await, downstream, &record).await;
+    record.finish();
+}
+
+/// Carries bytes to the application until both sides have ended.
+pub async fn carry_to_app(conn: &Conn, app: Result<Io, Failed>, downstream: Io, record: &Entry) {
+    match app {
+        Err(failed) => record.fail(failed.reason, failed.detail.as_deref()),
+        Ok(app) => note(record, relay(conn, downstream, app, record, Idle::Tcp).await.map_err(app_side)),
+    }
+}
+
+fn app_side(reason: Reason) -> Reason {
+    if reason == Reason::UpstreamReset { Reason::AppReset } else { reason }
+}
+
+/// Connects to the application, when the access policies let the caller.
+/// # Errors
+/// [`Failed`].
+pub async fn dial_app(conn: &Conn, sni: &str, record: &Entry) -> Result<Io, Failed> {
+    let path = &conn.worker.path;
+    let snapshot = path.shared.snapshot.load_full();
+    let port = inbound_port(&snapshot, sni).ok_or(Reason::ConfigTimeout)?;
+    authorize(conn, port, None)?;
+    let endpoint = path.app(port.port);
+    let began = Instant::now();
+    let connected = connect(&conn.worker, &Destination::App(endpoint), Alpn::None).await;
+    record.waited(began.elapsed());
+    let result = connected.as_ref().map_or_else(|failure| failure.reason.code(), |_| "ok");
+    record.tried(Try { endpoint, kind: AttemptKind::First, result, took: began.elapsed() });
+    connected.map(|link| link.io).map_err(|failure| Failed::with(failure.reason, failure.detail))
+}
