@@ -123,6 +123,9 @@ impl DeltaSession {
             return Err(ProtocolError::NoWildcard(ty));
         }
         self.types[ty.index()].bring_along(versions.iter(), wildcard);
+        if ty == ResourceType::Endpoints && self.options.endpoints_follow_cluster {
+            self.catch_up(&names);
+        }
         if wildcard {
             self.types[ty.index()].wildcard = true;
             self.types[ty.index()].all_dirty = true;
@@ -345,6 +348,16 @@ impl DeltaSession {
         }
         self.types[ty.index()].in_flight = Some(InFlight { nonce: response.nonce.clone(), resources: sent });
         response
+    }
+
+    /// Endpoints that the client brought along, but whose clusters it was sent before it said so.
+    fn catch_up(&mut self, names: &[Arc<str>]) {
+        let warming = |name: &Arc<str>| {
+            let version = self.types[ResourceType::Cluster.index()].under_way(name);
+            version.is_some_and(|it| it != 0).then(|| (name.clone(), 1))
+        };
+        let warming: Vec<_> = names.iter().filter_map(warming).collect();
+        self.follow(&warming);
     }
 
     /// Marks the endpoints of clusters that are sent.

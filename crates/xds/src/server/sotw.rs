@@ -7,7 +7,7 @@ use std::{
 
 use weft_proto::{
     envoy::{
-        config::core::v3::ControlPlane,
+        config::{core::v3::ControlPlane, endpoint::v3::ClusterLoadAssignment},
         service::discovery::v3::{DiscoveryRequest, DiscoveryResponse},
     },
     google::rpc::Status,
@@ -67,9 +67,8 @@ struct Pending {
 
 /// One state-of-the-world stream: all Envoys that are not told otherwise, and all gRPC clients.
 ///
-/// Clusters and listeners are sent in full, and what is left out is removed. Of other types only what exists is sent, and
-/// the client cannot be told that something does not: the view has to give an empty assignment for a cluster without
-/// endpoints.
+/// Clusters and listeners are sent in full, and what is left out is removed. Of other types only what exists is sent: the
+/// client cannot be told that something does not, but endpoints that do not exist are sent as an empty assignment.
 #[derive(Debug, Default)]
 pub struct SotwSession {
     options: Options,
@@ -301,6 +300,15 @@ impl TypeState {
         (!events.is_empty()).then_some(events)
     }
 
+    /// What stands in for endpoints that do not exist. That they do not cannot be said, and Envoy would wait for them.
+    /// Those of a cluster that is gone stay until the client lets go of them, which it does after its routes did.
+    fn missing(&self, name: &str, view: &impl View) -> Arc<Encoded> {
+        match self.sent.get(name) {
+            Some(sent) if view.get(ResourceType::Cluster, name).is_none() => sent.clone(),
+            Some(_) | None => no_endpoints(name),
+        }
+    }
+
     fn pending(&mut self, ty: ResourceType, view: &impl View) -> Pending {
         if !self.dirty && !self.due {
             return Pending::default();
@@ -309,7 +317,11 @@ impl TypeState {
         if self.wildcard {
             set.extend(view.all(ty).into_iter().map(|it| (it.name.clone(), it)));
         }
-        set.extend(self.names.iter().filter_map(|name| Some((name.clone(), view.get(ty, name)?))));
+        set.extend(self.names.iter().filter_map(|name| {
+            let found =
+                view.get(ty, name).or_else(|| (ty == ResourceType::Endpoints).then(|| self.missing(name, view)));
+            Some((name.clone(), found?))
+        }));
         let same = |name: &Arc<str>, it: &Arc<Encoded>| self.sent.get(name).is_some_and(|sent| sent.hash == it.hash);
         let adds = set.iter().any(|(name, it)| !same(name, it));
         let gone: Vec<_> = self.sent.keys().filter(|name| !set.contains_key(*name)).cloned().collect();
@@ -325,6 +337,12 @@ impl TypeState {
         let removals = if ty == ResourceType::Cluster { gone } else { Vec::new() };
         Pending { set, adds, removals, send: true }
     }
+}
+
+/// An assignment without endpoints.
+fn no_endpoints(cluster: &str) -> Arc<Encoded> {
+    let cluster_name = cluster.to_owned();
+    Encoded::new(cluster, &ClusterLoadAssignment { cluster_name, ..ClusterLoadAssignment::default() })
 }
 
 /// Types of which every response is the whole.

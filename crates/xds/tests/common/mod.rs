@@ -1,5 +1,7 @@
 //! A small world of resources that changes step by step, always closed: what a route names exists.
 
+#![allow(dead_code, reason = "each test binary uses its part")]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -13,7 +15,8 @@ use weft_proto::envoy::config::{
     core::v3::{Address, AggregatedConfigSource, ConfigSource, SocketAddress, address, config_source, socket_address},
     endpoint::v3::{ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints, lb_endpoint},
     route::v3::{
-        Route, RouteAction, RouteMatch, VirtualHost, route, route_action::ClusterSpecifier, route_match::PathSpecifier,
+        Route, RouteAction, RouteConfiguration, RouteMatch, VirtualHost, route, route_action::ClusterSpecifier,
+        route_match::PathSpecifier,
     },
 };
 use weft_xds::{
@@ -112,7 +115,7 @@ impl World {
         self.put(ResourceType::Endpoints, cluster(index), bad, Encoded::new(&cluster(index), &proto))
     }
 
-    fn put_host(&mut self, index: usize, target: usize, bad: bool) -> Key {
+    fn put_host(&mut self, index: usize, target: usize, bad: bool) -> Vec<Key> {
         self.revision += 1;
         let action = RouteAction {
             cluster_specifier: Some(ClusterSpecifier::Cluster(cluster(target))),
@@ -133,7 +136,12 @@ impl World {
             }],
             ..VirtualHost::default()
         };
-        self.put(ResourceType::VirtualHost, host(index), bad, Encoded::new(&host(index), &proto))
+        let key = self.put(ResourceType::VirtualHost, host(index), bad, Encoded::new(&host(index), &proto));
+        let configuration =
+            RouteConfiguration { name: host(index), virtual_hosts: vec![proto], ..RouteConfiguration::default() };
+        let routes = (ResourceType::Route, host(index));
+        self.resources.insert(routes.clone(), Encoded::new(&host(index), &configuration));
+        vec![key, routes]
     }
 
     /// Leads a host to a cluster, which comes about if need be; clusters that no host leads to any more are removed.
@@ -144,7 +152,7 @@ impl World {
             dirty.push(self.put_endpoints(target, false));
         }
         self.targets.insert(index, target);
-        dirty.push(self.put_host(index, target, bad));
+        dirty.extend(self.put_host(index, target, bad));
         dirty.extend(self.collect());
         dirty
     }
@@ -154,6 +162,7 @@ impl World {
         let mut dirty = Vec::new();
         if self.targets.remove(&index).is_some() {
             dirty.push(self.remove((ResourceType::VirtualHost, host(index))));
+            dirty.push(self.remove((ResourceType::Route, host(index))));
         }
         dirty.extend(self.collect());
         dirty
@@ -180,18 +189,19 @@ impl World {
         let mut dirty = Vec::new();
         for (ty, name) in std::mem::take(&mut self.bad) {
             let index: usize = name.chars().filter(char::is_ascii_digit).collect::<String>()[..1].parse().unwrap();
-            dirty.push(match ty {
-                ResourceType::Cluster => self.put_cluster(index, false),
-                ResourceType::Endpoints => self.put_endpoints(index, false),
-                _ => self.put_host(index, self.targets[&index], false),
-            });
+            match ty {
+                ResourceType::Cluster => dirty.push(self.put_cluster(index, false)),
+                ResourceType::Endpoints => dirty.push(self.put_endpoints(index, false)),
+                _ => dirty.extend(self.put_host(index, self.targets[&index], false)),
+            }
         }
         dirty
     }
 
     fn collect(&mut self) -> Vec<Key> {
         let used: BTreeSet<String> = self.targets.values().map(|it| cluster(*it)).collect();
-        let unused = |(ty, name): &&Key| *ty != ResourceType::VirtualHost && !used.contains(name);
+        let kinds = [ResourceType::Cluster, ResourceType::Endpoints];
+        let unused = |(ty, name): &&Key| kinds.contains(ty) && !used.contains(name);
         let keys: Vec<Key> = self.resources.keys().filter(unused).cloned().collect();
         keys.into_iter().map(|key| self.remove(key)).collect()
     }
