@@ -89,6 +89,9 @@ impl Certificates {
         registry: &prometheus::Registry,
         now: SystemTime,
     ) -> Result<Arc<Self>, CertificatesError> {
+        if !(SHORTEST_LIFE..=LONGEST_LIFE).contains(&settings.ttl) {
+            return Err(CertificatesError::Ttl);
+        }
         let authority = open_authority(&settings, now)?;
         let metrics = Metrics::new(registry)?;
         let (server, renewal) = own_certificate(&settings, &authority, &metrics, now)?;
@@ -122,6 +125,12 @@ impl Certificates {
         self.bundle.subscribe()
     }
 
+    /// When the intermediate and the root expire.
+    pub fn expiries(&self) -> (SystemTime, SystemTime) {
+        let authority = self.authority.load();
+        (authority.issuer_not_after(), authority.root_not_after())
+    }
+
     /// The trust domain.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.settings.trust_domain
@@ -153,6 +162,23 @@ impl Certificates {
         Ok((token, record))
     }
 
+    /// Adds a root to the trust bundle, now and at the next start: the overlap while roots change.
+    ///
+    /// # Errors
+    /// [`CertificatesError`] when it is no CA certificate, or the files cannot be written.
+    pub fn trust(&self, root: CertificateDer<'static>, now: SystemTime) -> Result<(), CertificatesError> {
+        let mut renewal = self.renewal.lock();
+        let authority = self.authority.load().trusting(root)?;
+        authority.save(&self.settings.directory)?;
+        let (server, next) = own_certificate(&self.settings, &authority, &self.metrics, now)?;
+        self.bundle.send_replace(Arc::new(authority.bundle()));
+        tracing::info!(roots = authority.bundle().roots().len(), "trust bundle changed");
+        self.authority.store(Arc::new(authority));
+        self.server.store(server);
+        *renewal = next;
+        Ok(())
+    }
+
     /// Keeps the intermediate and the control plane's own certificate fresh, until `stop`.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         loop {
@@ -169,20 +195,21 @@ impl Certificates {
         }
     }
 
-    /// Renews what is due.
-    fn maintain(&self, now: SystemTime) -> Result<(), CertificatesError> {
+    /// Renews what is due. The lock makes this and [`Certificates::trust`] the only writers, one at a time.
+    pub(super) fn maintain(&self, now: SystemTime) -> Result<(), CertificatesError> {
+        let mut renewal = self.renewal.lock();
         if let Some(renewed) = self.authority.load().renewed(now)? {
             renewed.save(&self.settings.directory)?;
             self.metrics.expiry("issuer", renewed.issuer_not_after());
-            tracing::info!(not_after = %humantime::format_rfc3339_seconds(renewed.issuer_not_after()), "intermediate CA renewed");
+            let not_after = humantime::format_rfc3339_seconds(renewed.issuer_not_after());
+            tracing::info!(%not_after, "intermediate CA renewed");
             self.authority.store(Arc::new(renewed));
         }
-        if !self.renewal.lock().due(now) {
-            return Ok(());
+        if renewal.due(now) {
+            let (server, next) = own_certificate(&self.settings, &self.authority.load(), &self.metrics, now)?;
+            self.server.store(server);
+            *renewal = next;
         }
-        let (server, renewal) = own_certificate(&self.settings, &self.authority.load(), &self.metrics, now)?;
-        self.server.store(server);
-        *self.renewal.lock() = renewal;
         Ok(())
     }
 
@@ -335,6 +362,9 @@ pub enum CertificatesError {
     /// The TLS configuration.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The life of leaves.
+    #[error("certificates live at least 10 seconds and at most 90 days")]
+    Ttl,
     /// The metrics are registered already.
     #[error(transparent)]
     Metrics(#[from] prometheus::Error),
@@ -350,5 +380,7 @@ pub enum CertificatesError {
 
 /// Source: DEFAULTS 1.2, CSR rate.
 const REQUESTS_PER_SECOND_AND_CPU: f64 = 50.0;
+const SHORTEST_LIFE: Duration = Duration::from_secs(10);
+const LONGEST_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
 const SHORTEST_WAIT: Duration = Duration::from_millis(500);
 const OWN_NAME: &str = weft_proto::connect::SERVER_NAME;
