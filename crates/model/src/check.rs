@@ -273,7 +273,8 @@ fn hint_of(field: &Field) -> String {
 pub(crate) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let known: Vec<&str> = known.collect();
     let lower = word.to_ascii_lowercase();
-    let limit = 1 + lower.chars().count() / 4;
+    // One letter of two is another word, not a misspelt one.
+    let limit = if lower.len() <= 2 { 0 } else { 1 + lower.chars().count() / 4 };
     let near = known
         .iter()
         .map(|candidate| (strsim::damerau_levenshtein(&lower, &candidate.to_ascii_lowercase()), candidate))

@@ -28,6 +28,9 @@ const PLAIN_TLS: &str =
 const PORTS: &str = "the mesh carries TCP";
 const JWT: &str = "rules may look at identity, namespace, method, path and port";
 
+/// Stands for every namespace but the resource's own.
+pub(crate) const ANOTHER_NAMESPACE: &str = "another namespace than its own";
+
 /// Everything that is not obeyed yet.
 pub const NOT_YET: &[NotYet] = &[
     whole("ServiceSpec", "externalName", "list the addresses in an EndpointSlice"),
@@ -43,6 +46,7 @@ pub const NOT_YET: &[NotYet] = &[
     only("EndpointSlice", "addressType", "FQDN", "list IP addresses"),
     only("EndpointPort", "protocol", "UDP", PORTS),
     only("EndpointPort", "protocol", "SCTP", PORTS),
+    only("ParentRef", "namespace", ANOTHER_NAMESPACE, "put the route into the Service's namespace"),
     whole("HttpRouteSpec", "hostnames", "the route takes the requests to its Services, under all their names"),
     whole("HttpRouteRule", "sessionPersistence", "use `loadBalancer: { consistentHash: … }` of a TrafficPolicy"),
     whole("GrpcRouteSpec", "hostnames", "the route takes the calls to its Services, under all their names"),

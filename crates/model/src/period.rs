@@ -119,3 +119,45 @@ impl<'de> Deserialize<'de> for Period {
         Self::parse(&text).map_err(D::Error::custom)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_a_duration() {
+        let cases: &[(&str, Result<u64, &str>)] = &[
+            ("0", Ok(0)),
+            ("0s", Ok(0)),
+            ("250ms", Ok(250_000_000)),
+            ("1m30s", Ok(90_000_000_000)),
+            ("1.5h", Ok(5_400_000_000_000)),
+            ("0.5us", Ok(500)),
+            ("1h1h", Ok(7_200_000_000_000)),
+            ("1d", Ok(86_400_000_000_000)),
+            ("", Err("an empty duration")),
+            ("5", Err("`5` has no unit")),
+            ("5 s", Err("`5 s` is not a duration")),
+            ("-5s", Err("`-5s` is not a duration")),
+            ("1.s", Err("`1.s` is not a duration")),
+            (".5s", Err("`.5s` is not a duration")),
+            ("1.2.3s", Err("`1.2.3s` is not a duration")),
+            ("5y", Err("`y` is not a unit of time")),
+            ("99999999999h", Err("`99999999999h` is too long a time")),
+            ("9999999999999999999s", Err("`9999999999999999999s` is not a duration")),
+        ];
+        for (text, expected) in cases {
+            let parsed = Period::parse(text);
+            let expected = expected.map(|nanoseconds| Period(Duration::from_nanos(nanoseconds))).map_err(str::to_owned);
+            assert_eq!(parsed, expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn how_a_duration_is_written() {
+        for text in ["0s", "1ns", "250ms", "1m30s", "1h1s", "24h", "1s1us"] {
+            let period = Period::parse(text).expect(text);
+            assert_eq!(period.to_string(), text);
+        }
+    }
+}

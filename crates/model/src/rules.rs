@@ -1,6 +1,7 @@
 //! Rules of text: what a name, a host, a header or a path may look like.
 
 use regex::{Regex, RegexBuilder};
+use weft_identity::TrustDomain;
 
 /// Which rule a text obeys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +72,7 @@ impl TextRule {
             Self::Path => http_path(text),
             Self::PathPattern => crate::values::PathPattern::parse(text).map(|_| ()),
             Self::Identity => crate::values::IdentityPattern::parse(text).map(|_| ()),
-            Self::TrustDomain => trust_domain(text),
+            Self::TrustDomain => TrustDomain::parse(text).map(|_| ()).map_err(|error| error.to_string()),
             Self::SectionName => dns_name(text),
             Self::GrpcService => grpc_name(text, true),
             Self::GrpcMethod => grpc_name(text, false),
@@ -130,15 +131,6 @@ pub(crate) fn dns_label(text: &str) -> Result<(), String> {
 pub(crate) fn dns_name(text: &str) -> Result<(), String> {
     bounded(text, 253)?;
     text.split('.').try_for_each(dns_label)
-}
-
-/// A trust domain: lower-case letters, digits, `.`, `-`, `_`.
-pub(crate) fn trust_domain(text: &str) -> Result<(), String> {
-    let valid = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'-' | b'_');
-    if text.is_empty() || text.len() > 255 || !text.bytes().all(valid) {
-        return Err(format!("`{text}` is not a trust domain: lower-case letters, digits, `.`, `-` and `_`"));
-    }
-    Ok(())
 }
 
 fn label_key(text: &str) -> Result<(), String> {

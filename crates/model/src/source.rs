@@ -2,6 +2,7 @@
 //! knows nothing of kinds.
 
 use std::{
+    borrow::Cow,
     collections::{HashMap, HashSet},
     sync::Arc,
 };
@@ -11,7 +12,7 @@ use saphyr_parser::{Event, Marker, Parser, ScalarStyle, Span};
 /// Largest input, in bytes.
 pub const MAX_BYTES: usize = 4 * 1024 * 1024;
 /// Most values of one input, those that aliases repeat included.
-pub const MAX_NODES: usize = 200_000;
+pub const MAX_NODES: usize = 500_000;
 /// Deepest nesting.
 pub const MAX_DEPTH: usize = 64;
 /// Most aliases of one input.
@@ -185,7 +186,46 @@ pub fn read(bytes: &[u8]) -> Documents {
         Ok(text) => text.strip_prefix('\u{feff}').unwrap_or(text),
         Err(bad) => return error(position_of(bytes, bad.valid_up_to()), "not UTF-8".into(), "save it as UTF-8"),
     };
-    Reader::default().read(text)
+    Reader::default().read(&surrogates(text))
+}
+
+/// JSON writes characters beyond 16 bits as two escapes, `\ud83d\ude00`, which YAML has not: in a text that begins as
+/// JSON does, each pair becomes the character itself.
+fn surrogates(text: &str) -> Cow<'_, str> {
+    let json = text.trim_start().starts_with(['{', '[']);
+    if !json || !text.contains("\\u") {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find('\\') {
+        out.push_str(&rest[..at]);
+        rest = &rest[at..];
+        match pair(rest) {
+            Some(character) => {
+                out.push(character);
+                rest = &rest[12..];
+            }
+            None => {
+                // The escape and what it escapes, so that `\\\\u` is not taken for one.
+                let end = rest.char_indices().nth(2).map_or(rest.len(), |(end, _)| end);
+                out.push_str(&rest[..end]);
+                rest = &rest[end..];
+            }
+        }
+    }
+    out.push_str(rest);
+    Cow::Owned(out)
+}
+
+/// The character of a pair of escapes that begins here.
+fn pair(text: &str) -> Option<char> {
+    let unit = |at: usize| -> Option<u16> {
+        let hex = text.get(at..at + 6)?.strip_prefix("\\u")?;
+        hex.bytes().all(|byte| byte.is_ascii_hexdigit()).then(|| u16::from_str_radix(hex, 16).ok())?
+    };
+    let (high, low) = (unit(0)?, unit(6)?);
+    char::decode_utf16([high, low]).next()?.ok().filter(|character| u32::from(*character) > 0xffff)
 }
 
 fn position_of(bytes: &[u8], offset: usize) -> Position {

@@ -3,6 +3,9 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use weft_identity::SpiffeId;
+
+use crate::rules::{dns_label, http_path};
 
 /// A port by number or by name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -59,22 +62,15 @@ impl IdentityPattern {
     /// # Errors
     /// A sentence that says what is wrong.
     pub fn parse(text: &str) -> Result<Self, String> {
-        use crate::rules::{dns_label, trust_domain};
         if text == "*" {
             return Ok(Self::Any);
         }
-        if let Some(rest) = text.strip_prefix("spiffe://") {
-            let parts: Vec<&str> = rest.split('/').collect();
-            let [domain, "ns", namespace, "sa", account] = parts.as_slice() else {
-                return Err("a SPIFFE ID reads `spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT`".into());
-            };
-            trust_domain(domain)?;
-            dns_label(namespace)?;
-            dns_label(account)?;
+        if text.starts_with("spiffe:") {
+            let id = SpiffeId::parse(text).map_err(|error| error.to_string())?;
             return Ok(Self::Spiffe {
-                trust_domain: (*domain).to_owned(),
-                namespace: (*namespace).to_owned(),
-                account: (*account).to_owned(),
+                trust_domain: id.trust_domain().to_owned(),
+                namespace: id.namespace().to_owned(),
+                account: id.account().to_owned(),
             });
         }
         let Some((namespace, account)) = text.split_once('/') else {
@@ -110,7 +106,7 @@ impl PathPattern {
         if path.contains('*') || (prefix && !path.ends_with('/')) {
             return Err("a `*` may only stand at the end, after a `/`".into());
         }
-        crate::rules::http_path(path)?;
+        http_path(path)?;
         Ok(if prefix { Self::Prefix(path.to_owned()) } else { Self::Exact(path.to_owned()) })
     }
 }

@@ -39,9 +39,9 @@ fn canonical_yaml_reads_back_the_same() {
         for resource in resources(reference::example(kind)) {
             let yaml = resource.to_yaml();
             let back = resources(&yaml);
-            assert_eq!(back, [resource.clone()], "{yaml}");
+            assert_eq!(back, std::slice::from_ref(&resource), "{yaml}");
             assert_eq!(back[0].to_yaml(), yaml);
-            assert_eq!(resources(&resource.to_json()), [resource.clone()]);
+            assert_eq!(resources(&resource.to_json()), std::slice::from_ref(&resource));
             let stored: Resource = serde_json::from_str(&resource.to_json()).expect("its own JSON");
             assert_eq!(stored, resource);
         }
@@ -156,6 +156,14 @@ fn json_bom_anchors_and_merge_keys_are_read() {
     let Resource::Service(service) = &all[0] else { panic!("{all:?}") };
     assert_eq!(service.metadata.name, "a-b");
     assert_eq!(service.spec.ports[0].app_protocol, Some(AppProtocol::H2c));
+
+    let json = r#"{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a", "annotations":
+        {"a": "\ud83d\ude00", "b": "\\ud83d\\ude00", "c": "\u00e9"}}, "spec": {"ports": [{"port": 80}]}}"#;
+    let all = resources(json);
+    let annotations = &all[0].metadata().annotations;
+    assert_eq!(annotations["a"], "\u{1f600}");
+    assert_eq!(annotations["b"], r"\ud83d\ude00");
+    assert_eq!(annotations["c"], "\u{e9}");
 
     let bom = "\u{feff}apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {ports: [{port: 80}]}\n";
     assert_eq!(resources(bom).len(), 1);

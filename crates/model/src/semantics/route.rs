@@ -9,7 +9,7 @@ use crate::{
         HttpRouteRule, MatchType, ParentRef, PathMatchType, PathModifier, PathModifierType, QueryParamMatch,
         RequestRedirect, RouteFilter,
     },
-    rules,
+    not_yet, rules,
 };
 
 /// What is wrong with an HTTPRoute taken by itself.
@@ -42,12 +42,12 @@ fn parents(parents: &[ParentRef], namespace: &str, report: &mut Report<'_>) {
     for (index, parent) in parents.iter().enumerate() {
         let at = format!("spec.parentRefs[{index}]");
         service_ref(parent.group.as_deref(), parent.kind.as_deref(), &at, report);
-        if let Some(other) = parent.namespace.as_deref().filter(|other| *other != namespace) {
-            report.error(
-                &format!("{at}.namespace"),
-                format!("not supported yet: a route for a service of another namespace, `{other}`"),
-                "put the route into the service's namespace",
-            );
+        if let Some(other) = parent.namespace.as_deref().filter(|other| *other != namespace)
+            && let Some(instead) = not_yet::value("ParentRef", "namespace", not_yet::ANOTHER_NAMESPACE)
+        {
+            let message =
+                format!("not supported yet: a route for a Service of another namespace, `{other}`; {instead}");
+            report.error(&format!("{at}.namespace"), message, "");
         }
         if !seen.insert((&parent.namespace, &parent.name, parent.port, &parent.section_name)) {
             report.error(&at, format!("`{}` stands twice", parent.name), "");

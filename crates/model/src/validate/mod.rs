@@ -118,15 +118,11 @@ impl Check<'_> {
     fn service(&mut self, key: &ResourceKey, field: &str, service: &ServiceKey, port: Option<u16>, name: Option<&str>) {
         let Some(ports) = self.services.get(service) else {
             let siblings = self.services.keys().filter(|known| known.namespace == service.namespace);
-            let hint = match nearest(&service.name, siblings.map(|known| known.name.as_str())) {
-                Some(name) => format!("did you mean `{name}`?"),
-                None => {
-                    let elsewhere = self.services.keys().find(|known| known.name == service.name);
-                    elsewhere.map_or_else(
-                        || "declare it, or let a workload register for it first".to_owned(),
-                        |known| format!("there is a Service {known}"),
-                    )
-                }
+            let nearest = nearest(&service.name, siblings.map(|known| known.name.as_str()));
+            let hint = match (self.services.keys().find(|known| known.name == service.name), nearest) {
+                (Some(elsewhere), _) => format!("there is a Service {elsewhere}"),
+                (None, Some(name)) => format!("did you mean `{name}`?"),
+                (None, None) => "declare it, or let a workload register for it first".to_owned(),
             };
             self.error(key, &format!("{field}.name"), format!("there is no Service {service}"), hint);
             return;

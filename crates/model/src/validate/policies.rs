@@ -31,7 +31,7 @@ pub(super) fn endpoint_slice(check: &mut Check<'_>, key: &ResourceKey, slice: &E
         .enumerate()
         .filter(|(_, port)| {
             let named = ports.ports.iter().any(|(_, name, _)| *name == port.name);
-            !named && !(port.name.is_empty() && single)
+            !(named || port.name.is_empty() && single)
         })
         .map(|(index, _)| index)
         .collect();
