@@ -108,6 +108,9 @@ impl Catalog {
         let key = key(client, ty, name);
         let (world, updates) = {
             let inner = self.inner.read();
+            if !render::visible(&inner.world, client, ty, name) {
+                return None;
+            }
             if let Some(found) = inner.cache.get(&key) {
                 return Some(found.clone());
             }

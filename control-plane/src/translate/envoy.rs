@@ -72,6 +72,20 @@ pub fn clusters(world: &World, client: &Client) -> Vec<Arc<str>> {
     wanted.iter().flat_map(|(service, ports)| ports.iter().map(|port| names::cluster(service, *port))).collect()
 }
 
+/// Whether the node's routes or local ports lead to this cluster.
+pub fn reaches(world: &World, client: &Client, service: &ServiceKey, port: u16) -> bool {
+    if client.listeners.iter().any(|local| local.service == *service && local.port == port) {
+        return true;
+    }
+    match &client.upstreams {
+        Some(_) => clusters(world, client).iter().any(|name| *names::cluster(service, port) == **name),
+        None => {
+            let port = world.services.get(service).and_then(|entry| entry.service.port(port));
+            port.is_some_and(|port| cluster::protocol(port.app()) != Protocol::Tcp)
+        }
+    }
+}
+
 /// The ports that carry HTTP, of the services that the node wants.
 fn ports(world: &World, client: &Client) -> Vec<(ServiceKey, u16)> {
     let services = world.services.iter().filter(|(key, _)| client.wants(key));

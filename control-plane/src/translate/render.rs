@@ -43,6 +43,16 @@ pub fn resource(world: &World, client: &Client, ty: ResourceType, name: &str) ->
     }
 }
 
+/// Whether a client may see this at all: an Envoy is given what it can reach, whatever it names.
+pub fn visible(world: &World, client: &Client, ty: ResourceType, name: &str) -> bool {
+    match (client.flavour, ty) {
+        (Flavour::Envoy, ResourceType::Cluster | ResourceType::Endpoints) => {
+            names::of_cluster(name).is_some_and(|(service, port)| envoy::reaches(world, client, &service, port))
+        }
+        _ => true,
+    }
+}
+
 /// Names of the resources of a type that `client` gets without naming them, in order.
 pub fn wildcard(world: &World, client: &Client, ty: ResourceType) -> Vec<Arc<str>> {
     match (client.flavour, ty) {

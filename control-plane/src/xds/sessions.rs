@@ -380,7 +380,11 @@ fn acked_revision(session: &Session, generation: u64, revision: u64) -> u64 {
 fn wildcard_interests(client: &Client, ty: ResourceType) -> Vec<(Interest, Arc<str>)> {
     if ty == ResourceType::Cluster {
         return match client.flavour {
-            Flavour::Envoy => vec![(Interest::EveryCluster, "*".into())],
+            Flavour::Envoy if client.upstreams.is_none() => vec![(Interest::EveryCluster, EVERYTHING.into())],
+            // Any route may lead on to another service.
+            Flavour::Envoy => [Interest::EveryCluster, Interest::Source(Source::World)]
+                .map(|interest| (interest, EVERYTHING.into()))
+                .into(),
             Flavour::Sidecar | Flavour::Grpc => Vec::new(),
         };
     }
@@ -422,5 +426,7 @@ impl Drop for Open {
     }
 }
 
+/// In place of a name: all of the type are to be looked at.
+pub(super) const EVERYTHING: &str = "*";
 /// Revisions whose generation is remembered for those who wait for one.
 const REVISIONS_KEPT: usize = 256;

@@ -18,7 +18,7 @@ use weft_xds::{
 use super::{
     STREAM_AGE, Shared,
     protocol::Protocol,
-    sessions::{Open, Session},
+    sessions::{EVERYTHING, Open, Session},
     status::Refusal,
 };
 use crate::{
@@ -230,7 +230,7 @@ impl<P: Protocol> Running<'_, P> {
 
     fn mail(&mut self, session: &Session) {
         let mail = session.take();
-        if mail.everything {
+        if mail.everything || mail.names.values().any(|names| names.contains(EVERYTHING)) {
             self.protocol.dirty_all();
         }
         for (ty, names) in &mail.names {

@@ -55,7 +55,7 @@ use crate::translate::{
 
 /// A cluster for one kind of client.
 pub fn encode(cluster: &Cluster, flavour: Flavour) -> wire::Cluster {
-    let (policy, config) = lb_policy(&cluster.balancer);
+    let (policy, config) = lb_policy(&cluster.balancer, flavour);
     wire::Cluster {
         name: cluster.name.to_string(),
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds as i32)),
@@ -129,10 +129,12 @@ fn weft_balancer(balancer: &Balancer) -> Option<weft::Balancer> {
 }
 
 /// The nearest that Envoy's own field can say.
-fn lb_policy(balancer: &Balancer) -> (LbPolicy, Option<LbConfig>) {
+fn lb_policy(balancer: &Balancer, flavour: Flavour) -> (LbPolicy, Option<LbConfig>) {
     match balancer {
         // Envoy's round robin respects weights.
         Balancer::RoundRobin | Balancer::WeightedRoundRobin => (LbPolicy::RoundRobin, None),
+        // gRPC refuses the enum; it reads the list.
+        Balancer::LeastRequest | Balancer::LeastConnections if flavour == Flavour::Grpc => (LbPolicy::RoundRobin, None),
         Balancer::LeastRequest | Balancer::LeastConnections => {
             let config = LeastRequestLbConfig { choice_count: Some(2), ..LeastRequestLbConfig::default() };
             (LbPolicy::LeastRequest, Some(LbConfig::LeastRequestLbConfig(config)))

@@ -95,7 +95,7 @@ fn encode_route(route: &Route, retry: Option<&RetryPolicy>, flavour: Flavour) ->
     let body_limit = retry.and_then(|retry| u32::try_from(retry.body_bytes).ok());
     wire::Route {
         name: route.name.to_string(),
-        r#match: Some(route_match(&route.matches)),
+        r#match: Some(route_match(&route.matches, flavour)),
         action: Some(action),
         request_headers_to_add,
         request_headers_to_remove,
@@ -117,9 +117,11 @@ fn route_extension(route: &Route, retry: Option<&RetryPolicy>) -> RouteExtension
     }
 }
 
-fn route_match(matches: &RouteMatch) -> wire::RouteMatch {
+fn route_match(matches: &RouteMatch, flavour: Flavour) -> wire::RouteMatch {
     let path = match &matches.path {
         PathMatch::Prefix(prefix) => PathSpecifier::Prefix(prefix.to_string()),
+        // gRPC knows no other prefix, and a method's path always goes on.
+        PathMatch::SeparatedPrefix(prefix) if flavour == Flavour::Grpc => PathSpecifier::Prefix(format!("{prefix}/")),
         PathMatch::SeparatedPrefix(prefix) => PathSpecifier::PathSeparatedPrefix(prefix.to_string()),
         PathMatch::Exact(path) => PathSpecifier::Path(path.to_string()),
         PathMatch::Regex(pattern) => PathSpecifier::SafeRegex(matcher::regex(pattern.as_str())),
@@ -128,7 +130,7 @@ fn route_match(matches: &RouteMatch) -> wire::RouteMatch {
         path_specifier: Some(path),
         headers: matches.headers.iter().map(matcher::header).collect(),
         query_parameters: matches.query.iter().map(matcher::query).collect(),
-        grpc: matches.grpc.then(GrpcRouteMatchOptions::default),
+        grpc: (matches.grpc && flavour != Flavour::Grpc).then(GrpcRouteMatchOptions::default),
         ..wire::RouteMatch::default()
     }
 }
@@ -269,7 +271,8 @@ fn retry_on(on: &RetryOn, flavour: Flavour) -> String {
         (on.server_error, "5xx"),
         (!on.statuses.is_empty(), "retriable-status-codes"),
     ];
-    let grpc = GRPC_CONDITIONS.iter().map(|(code, name)| (on.grpc.contains(code), *name));
+    let own = OWN_GRPC_CONDITIONS.iter().filter(|_| flavour == Flavour::Sidecar);
+    let grpc = GRPC_CONDITIONS.iter().chain(own).map(|(code, name)| (on.grpc.contains(code), *name));
     let named = http.into_iter().filter(|_| flavour != Flavour::Grpc).chain(grpc);
     named.filter(|(named, _)| *named).map(|(_, name)| name).collect::<Vec<_>>().join(",")
 }
@@ -301,3 +304,5 @@ fn redirect_action(redirect: &Redirect) -> RedirectAction {
 /// gRPC codes that a retry policy can name.
 const GRPC_CONDITIONS: [(u8, &str); 5] =
     [(1, "cancelled"), (4, "deadline-exceeded"), (8, "resource-exhausted"), (13, "internal"), (14, "unavailable")];
+/// gRPC codes that only our own sidecar takes as conditions; Envoy and gRPC have no word for them.
+const OWN_GRPC_CONDITIONS: [(u8, &str); 3] = [(2, "unknown"), (10, "aborted"), (15, "data-loss")];
