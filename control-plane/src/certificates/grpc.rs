@@ -78,7 +78,7 @@ fn roots(bundle: &TrustBundle) -> Vec<Vec<u8>> {
     bundle.roots().iter().map(|root| root.to_vec()).collect()
 }
 
-fn status(refused: &Refused) -> Status {
+pub(super) fn status(refused: &Refused) -> Status {
     let code = match refused.outcome() {
         Outcome::BadRequest => Code::InvalidArgument,
         Outcome::Unproved => Code::Unauthenticated,

@@ -7,6 +7,8 @@ mod grpc;
 mod issue;
 mod limit;
 mod metrics;
+#[cfg(test)]
+mod tests;
 mod tokens;
 
 use std::sync::Arc;

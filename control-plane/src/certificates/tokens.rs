@@ -241,3 +241,106 @@ const MOST_USES: u32 = 10_000;
 const LONGEST_LIFE: Duration = Duration::from_secs(366 * 24 * 3600);
 const SAME_USE: Duration = Duration::from_secs(5 * 60);
 const KEPT_AFTER_EXPIRY: Duration = Duration::from_secs(7 * 24 * 3600);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn now() -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)
+    }
+
+    fn grant(uses: u32) -> Grant {
+        let identity = SpiffeId::parse("spiffe://weft.local/ns/default/sa/orders").unwrap();
+        Grant { identity, uses, ttl: Duration::from_secs(3600), created_by: "operator".into() }
+    }
+
+    fn refusal(answer: Result<SpiffeId, TokenError>) -> String {
+        answer.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_token_is_good_for_its_uses_and_no_more() {
+        let (token, mut record) = TokenRecord::new(grant(2), [1; 32], now()).unwrap();
+        assert_eq!(record.check_and_use(&token, [1; 32], now()).unwrap(), record.identity);
+        assert_eq!(record.check_and_use(&token, [2; 32], now()).unwrap(), record.identity);
+        assert!(refusal(record.check_and_use(&token, [3; 32], now())).contains("as often as it may be"));
+        let soon = now() + SAME_USE / 2;
+        assert!(record.check_and_use(&token, [1; 32], soon).is_ok(), "the same key is the same use");
+        let later = now() + SAME_USE;
+        assert!(record.check_and_use(&token, [1; 32], later).is_err(), "but not for ever");
+        assert_eq!(record.uses_left, 0);
+    }
+
+    #[test]
+    fn a_token_expires() {
+        let (token, mut record) = TokenRecord::new(grant(5), [1; 32], now()).unwrap();
+        let end = now() + Duration::from_secs(3600);
+        assert!(record.check_and_use(&token, [1; 32], end - Duration::from_secs(1)).is_ok());
+        assert!(refusal(record.check_and_use(&token, [1; 32], end)).contains("expired"));
+        assert_eq!(record.uses_left, 4);
+    }
+
+    #[test]
+    fn a_wrong_secret_learns_nothing_and_uses_nothing() {
+        let (token, mut record) = TokenRecord::new(grant(1), [1; 32], now()).unwrap();
+        let (other, _) = TokenRecord::new(grant(1), [1; 32], now()).unwrap();
+        let text = other.to_string().replacen(other.id(), token.id(), 1);
+        let forged = JoinToken::parse(&text).unwrap();
+        let late = now() + Duration::from_secs(7200);
+        let before = refusal(record.check_and_use(&forged, [1; 32], now()));
+        let after = refusal(record.check_and_use(&forged, [1; 32], late));
+        assert!(before == after && before.contains("does not know"), "{before}");
+        assert_eq!(record.uses_left, 1);
+    }
+
+    #[test]
+    fn the_record_holds_no_secret() {
+        let (token, record) = TokenRecord::new(grant(1), [1; 32], now()).unwrap();
+        let text = token.to_string();
+        let secret = text.split('.').nth(2).unwrap();
+        assert!(!String::from_utf8(encode(&record)).unwrap().contains(secret));
+        assert!(!format!("{record:?}").contains(secret));
+    }
+
+    #[test]
+    fn grants_have_bounds() {
+        let of = |grant| TokenRecord::new(grant, [1; 32], now()).map(|_| ());
+        assert!(matches!(of(grant(0)), Err(GrantError::Uses)));
+        assert!(matches!(of(grant(MOST_USES + 1)), Err(GrantError::Uses)));
+        assert!(matches!(of(Grant { ttl: Duration::ZERO, ..grant(1) }), Err(GrantError::Ttl)));
+        assert!(matches!(of(Grant { ttl: LONGEST_LIFE * 2, ..grant(1) }), Err(GrantError::Ttl)));
+        let identity = SpiffeId::control_plane(&weft_identity::TrustDomain::default());
+        assert!(matches!(of(Grant { identity, ..grant(1) }), Err(GrantError::ControlPlane)));
+    }
+
+    #[tokio::test]
+    async fn of_many_who_come_at_once_one_gets_the_last_use() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.redb");
+        let tokens = Tokens::new(Store::open(&path).unwrap());
+        let (token, record) = tokens.create(grant(1), [1; 32], now()).await.unwrap();
+        let tries = (0..20u8).map(|key| tokens.redeem(token.clone(), [key; 32], now()));
+        let answers = futures_util::future::join_all(tries).await;
+        assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 1);
+        assert!(answers.iter().flat_map(|answer| answer.as_ref().err()).all(|e| matches!(e, TokenError::UsedUp)));
+
+        drop(tokens);
+        let tokens = Tokens::new(Store::open(&path).unwrap());
+        let kept = tokens.list().await.unwrap();
+        assert_eq!((kept.len(), kept[0].uses_left, &kept[0].id), (1, 0, &record.id));
+        assert!(matches!(tokens.redeem(token, [99; 32], now()).await, Err(TokenError::UsedUp)), "after a restart too");
+        let (stranger, _) = TokenRecord::new(grant(1), [1; 32], now()).unwrap();
+        assert!(matches!(tokens.redeem(stranger, [1; 32], now()).await, Err(TokenError::Unknown)));
+    }
+
+    #[tokio::test]
+    async fn records_long_expired_are_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let tokens = Tokens::new(Store::open(&dir.path().join("store.redb")).unwrap());
+        tokens.create(grant(1), [1; 32], now()).await.unwrap();
+        let later = now() + KEPT_AFTER_EXPIRY + Duration::from_secs(3700);
+        let (_, new) = tokens.create(grant(1), [1; 32], later).await.unwrap();
+        assert_eq!(tokens.list().await.unwrap(), [new]);
+    }
+}
