@@ -1,5 +1,7 @@
 //! Both ends of the incremental protocol against each other, under random schedules.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::{

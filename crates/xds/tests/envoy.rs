@@ -2,6 +2,8 @@
 //! endpoints have come after it, does not ask for them again in the incremental protocol, and asks with the nonce it has
 //! already answered in the other.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -46,7 +48,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 enum Session {
     Delta(DeltaSession),
-    Sotw(SotwSession),
+    Sotw(Box<SotwSession>),
 }
 
 enum Request {
@@ -374,7 +376,7 @@ impl Pair {
 fn session(delta: bool) -> Session {
     match delta {
         true => Session::Delta(DeltaSession::new(Options::default())),
-        false => Session::Sotw(SotwSession::new(Options::default())),
+        false => Session::Sotw(Box::new(SotwSession::new(Options::default()))),
     }
 }
 

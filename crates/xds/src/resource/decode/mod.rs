@@ -5,6 +5,7 @@ mod cluster;
 mod endpoint;
 mod listener;
 mod matcher;
+mod retry;
 mod route;
 mod secret;
 mod value;

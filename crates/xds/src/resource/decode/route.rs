@@ -1,6 +1,6 @@
 //! Route configurations, virtual hosts and routes.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc};
 
 use http::{HeaderValue, StatusCode};
 use weft_proto::{
@@ -19,20 +19,16 @@ use weft_proto::{
 
 use super::{
     super::{
-        FULL_PATH, Forward, HashOn, HeaderEdits, PathMatch, PathRewrite, Redirect, RetryOn, RetryPolicy, Route,
-        RouteAction, RouteConfiguration, RouteMatch, VirtualHost, WeightedCluster,
+        FULL_PATH, Forward, HashOn, HeaderEdits, PathMatch, PathRewrite, Redirect, RetryPolicy, Route, RouteAction,
+        RouteConfiguration, RouteMatch, VirtualHost, WeightedCluster,
     },
-    matcher,
+    matcher, retry,
     value::{
-        At, LONGEST, Result, err, extension, header_edits, header_name, inline, message_name, name, over_ads, port,
-        positive, timeout, unsupported,
+        At, LONGEST, Result, err, extension, header_edits, header_name, inline, name, over_ads, port, timeout,
+        unsupported,
     },
 };
 
-/// Most tries of one request.
-const MOST_RETRIES: u32 = 100;
-/// Largest body that is kept for a replay, in bytes.
-const LARGEST_REPLAY: usize = 16 << 20;
 /// Largest body of a direct response, in bytes.
 const LARGEST_BODY: usize = 64 << 10;
 
@@ -88,7 +84,7 @@ fn virtual_host(proto: &proto::VirtualHost) -> Result<VirtualHost> {
     let host = Host {
         request: header_edits(&proto.request_headers_to_add, &proto.request_headers_to_remove, "request")?,
         response: header_edits(&proto.response_headers_to_add, &proto.response_headers_to_remove, "response")?,
-        retry: proto.retry_policy.as_ref().map(|it| retry(it).at("retry_policy")).transpose()?,
+        retry: proto.retry_policy.as_ref().map(|it| retry::decode(it).at("retry_policy")).transpose()?,
     };
     if proto.domains.is_empty() {
         return err("domains", "is empty");
@@ -138,7 +134,7 @@ fn route(proto: &proto::Route, host: &Host) -> Result<Route> {
             if forward.retry.is_none() {
                 forward.retry = host.retry.clone();
             }
-            extend_retry(&mut forward.retry, proto, &extension)?;
+            retry::extend(&mut forward.retry, proto, &extension)?;
             RouteAction::Forward(Box::new(forward))
         }
         Some(Action::Redirect(action)) => RouteAction::Redirect(Box::new(redirect(action).at("redirect")?)),
@@ -163,28 +159,6 @@ fn merge(edits: &mut HeaderEdits, host: &HeaderEdits) {
     edits.remove.extend(host.remove.iter().cloned());
     edits.set.extend(host.set.iter().cloned());
     edits.add.extend(host.add.iter().cloned());
-}
-
-/// What the extension says of retries: it changes a policy, the default one if the route has none.
-fn extend_retry(retry: &mut Option<RetryPolicy>, proto: &proto::Route, extension: &RouteExtension) -> Result<()> {
-    #[expect(deprecated, reason = "other control planes still write it")]
-    let old = proto.per_request_buffer_limit_bytes.map(u64::from);
-    let bytes = match extension.retry_body_bytes {
-        0 => proto.request_body_buffer_limit.or(old),
-        bytes => Some(u64::from(bytes)),
-    };
-    if bytes.is_none() && !extension.idempotent {
-        return Ok(());
-    }
-    let policy = retry.get_or_insert_default();
-    policy.idempotent = extension.idempotent;
-    if let Some(bytes) = bytes {
-        policy.body_bytes = match usize::try_from(bytes) {
-            Ok(bytes) if bytes <= LARGEST_REPLAY => bytes,
-            Ok(_) | Err(_) => return err("metadata.retry_body_bytes", format!("is above {LARGEST_REPLAY}")),
-        };
-    }
-    Ok(())
 }
 
 fn route_match(proto: &proto::RouteMatch) -> Result<RouteMatch> {
@@ -279,7 +253,7 @@ fn forward(proto: &proto::RouteAction) -> Result<Forward> {
             Some(it) => Some(timeout(Some(it), "idle_timeout")?.unwrap_or(LONGEST)),
             None => None,
         },
-        retry: proto.retry_policy.as_ref().map(|it| retry(it).at("retry_policy")).transpose()?,
+        retry: proto.retry_policy.as_ref().map(|it| retry::decode(it).at("retry_policy")).transpose()?,
         rewrite: rewrite(proto)?,
         host_rewrite,
         hash: hash.collect::<Result<_>>()?,
@@ -390,95 +364,6 @@ fn hash_on(proto: &HashPolicy) -> Result<HashOn> {
     }
 }
 
-fn retry(proto: &proto::RetryPolicy) -> Result<RetryPolicy> {
-    unsupported(proto.per_try_idle_timeout.is_some(), "per_try_idle_timeout")?;
-    unsupported(proto.retry_priority.is_some(), "retry_priority")?;
-    unsupported(!proto.retry_options_predicates.is_empty(), "retry_options_predicates")?;
-    unsupported(!proto.retriable_headers.is_empty(), "retriable_headers")?;
-    unsupported(!proto.retriable_request_headers.is_empty(), "retriable_request_headers")?;
-    unsupported(proto.refresh_cluster_on_retry, "refresh_cluster_on_retry")?;
-    for (index, it) in proto.retry_host_predicate.iter().enumerate() {
-        // Which is what the balancer does: endpoints that were tried come last.
-        let usual = matches!(&it.config_type, Some(proto::retry_policy::retry_host_predicate::ConfigType::TypedConfig(any))
-            if message_name(any).ends_with(".PreviousHostsPredicate"));
-        unsupported(!usual, "").at_index("retry_host_predicate", index)?;
-    }
-    if let Some(limited) = &proto.rate_limited_retry_back_off {
-        let usual =
-            limited.reset_headers.iter().all(|it| it.name.eq_ignore_ascii_case("retry-after") && it.format == 0);
-        unsupported(!usual, "rate_limited_retry_back_off.reset_headers")?;
-    }
-    let retries = proto.num_retries.unwrap_or(1);
-    if retries > MOST_RETRIES {
-        return err("num_retries", format!("{retries} is above {MOST_RETRIES}"));
-    }
-    let default = RetryPolicy::default();
-    let (backoff_base, backoff_max) = match &proto.retry_back_off {
-        Some(it) => back_off(it).at("retry_back_off")?,
-        None => (default.backoff_base, default.backoff_max),
-    };
-    Ok(RetryPolicy {
-        retries,
-        on: retry_on(proto)?,
-        per_try_timeout: timeout(proto.per_try_timeout.as_ref(), "per_try_timeout")?,
-        backoff_base,
-        backoff_max,
-        idempotent: false,
-        body_bytes: default.body_bytes,
-    })
-}
-
-fn back_off(proto: &proto::retry_policy::RetryBackOff) -> Result<(Duration, Duration)> {
-    let Some(base) = &proto.base_interval else { return err("base_interval", "is missing") };
-    let base = positive(base, "base_interval")?;
-    let max = match &proto.max_interval {
-        Some(it) => positive(it, "max_interval")?,
-        None => base.saturating_mul(10).min(LONGEST),
-    };
-    if max < base { err("max_interval", "is below base_interval") } else { Ok((base, max)) }
-}
-
-fn retry_on(proto: &proto::RetryPolicy) -> Result<RetryOn> {
-    let mut on = RetryOn::default();
-    for token in proto.retry_on.split(',').map(str::trim).filter(|it| !it.is_empty()) {
-        match token {
-            "connect-failure" => on.connect_failure = true,
-            "refused-stream" => on.refused_stream = true,
-            "reset" | "reset-before-request" => on.reset = true,
-            "gateway-error" => on.gateway_error = true,
-            "5xx" => on.server_error = true,
-            "retriable-4xx" => on.statuses.push(StatusCode::CONFLICT),
-            "retriable-status-codes" => {
-                for (index, code) in proto.retriable_status_codes.iter().enumerate() {
-                    on.statuses.push(status(*code).at_index("retriable_status_codes", index)?);
-                }
-            }
-            "cancelled" => on.grpc.push(1),
-            "deadline-exceeded" => on.grpc.push(4),
-            "resource-exhausted" => on.grpc.push(8),
-            "internal" => on.grpc.push(13),
-            "unavailable" => on.grpc.push(14),
-            // Not Envoy's: sent to our own sidecar alone.
-            "unknown" => on.grpc.push(2),
-            "aborted" => on.grpc.push(10),
-            "data-loss" => on.grpc.push(15),
-            other => return err("retry_on", format!("{other:?} is not supported")),
-        }
-    }
-    on.statuses.sort();
-    on.statuses.dedup();
-    on.grpc.sort_unstable();
-    on.grpc.dedup();
-    Ok(on)
-}
-
-fn status(code: u32) -> Result<StatusCode> {
-    match u16::try_from(code).map(StatusCode::from_u16) {
-        Ok(Ok(status)) if (200..600).contains(&code) => Ok(status),
-        _ => err("", format!("{code} is not a status")),
-    }
-}
-
 fn redirect(proto: &RedirectAction) -> Result<Redirect> {
     unsupported(proto.strip_query, "strip_query")?;
     let scheme = match &proto.scheme_rewrite_specifier {
@@ -530,5 +415,5 @@ fn direct_response(proto: &DirectResponseAction) -> Result<RouteAction> {
         return err("body", format!("is longer than {LARGEST_BODY} bytes"));
     }
     let Ok(body) = std::str::from_utf8(body) else { return err("body", "is not UTF-8") };
-    Ok(RouteAction::Respond { status: status(proto.status).at("status")?, body: body.into() })
+    Ok(RouteAction::Respond { status: retry::status(proto.status).at("status")?, body: body.into() })
 }
