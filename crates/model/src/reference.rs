@@ -122,8 +122,8 @@ fn notes(object: &Object, field: &Field) -> String {
     let mut notes = vec![field.doc.clone()];
     if let Some(choices) = choices(&field.shape) {
         let words: Vec<String> =
-            choices.words.iter().map(|(word, doc)| format!("`{word}`: {}", doc.trim_end_matches('.'))).collect();
-        notes.push(format!("{}.", words.join("; ")));
+            choices.words.iter().map(|(word, doc)| format!("`{word}` ({})", doc.trim_end_matches('.'))).collect();
+        notes.push(format!("Words: {}.", words.join(", ")));
     }
     if !field.spec.why.is_empty() {
         notes.push(format!("*Why:* {}.", field.spec.why));

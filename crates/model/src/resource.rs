@@ -65,13 +65,6 @@ impl Resource {
         each!(self, value => &value.metadata)
     }
 
-    /// The same resource, as of that revision of the log.
-    #[must_use]
-    pub fn at_revision(mut self, revision: u64) -> Self {
-        each!(&mut self, value => Arc::make_mut(value).metadata.revision = revision);
-        self
-    }
-
     /// Its key.
     pub fn key(&self) -> ResourceKey {
         let metadata = self.metadata();

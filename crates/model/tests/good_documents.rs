@@ -220,3 +220,17 @@ fn the_name_of_a_port_tells_its_protocol() {
     assert_eq!(app("{port: 80, name: http, appProtocol: tcp}"), Protocol::Tcp);
     assert_eq!(app("{port: 5432, appProtocol: postgresql}"), Protocol::Tcp);
 }
+
+#[test]
+fn ten_thousand_services_fit_into_one_input() {
+    let one = |index: usize| {
+        format!(
+            "---\napiVersion: v1\nkind: Service\nmetadata:\n  name: s{index}\n  namespace: big\n  labels: {{app: \
+             s{index}}}\nspec:\n  ports:\n  - name: http\n    port: 80\n    targetPort: 8080\n"
+        )
+    };
+    let text: String = (0..10_000).map(one).collect();
+    let set: ResourceSet = resources(&text).into_iter().collect();
+    assert_eq!(set.len(), 10_000);
+    assert!(validate(&set, &KnownServices::new()).is_empty());
+}

@@ -10,9 +10,7 @@ use crate::{
 };
 
 /// Name, namespace, labels and annotations.
-///
-/// Equality leaves the revision out: two resources are equal when the user wrote the same.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Metadata {
     /// Unique within namespace and kind.
@@ -26,19 +24,7 @@ pub struct Metadata {
     /// Notes for people and tools.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
-    /// Revision of the log that last changed the resource; 0 when it comes from a file. Never written.
-    #[serde(skip)]
-    pub revision: u64,
 }
-
-impl PartialEq for Metadata {
-    fn eq(&self, other: &Self) -> bool {
-        (&self.name, &self.namespace, &self.labels, &self.annotations)
-            == (&other.name, &other.namespace, &other.labels, &other.annotations)
-    }
-}
-
-impl Eq for Metadata {}
 
 /// What an API server adds to the metadata that it hands out.
 pub(crate) const SERVER_SET: [&str; 10] = [
