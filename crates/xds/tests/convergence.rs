@@ -138,13 +138,11 @@ impl Pair {
             }
             Step::RepeatDown => {
                 if let (true, Some(last)) = (self.client.is_connected(), self.last_down.clone()) {
-                    let stale = last.resources.iter().any(|it| {
-                        self.server.as_ref().is_none_or(|server| {
-                            let ty = ResourceType::from_url(&last.type_url).unwrap();
-                            !server.held(ty).any(|(name, held)| **name == *it.name && held == version_hash(&it.version))
-                        })
-                    });
-                    // A stream never repeats what it has since replaced; what still stands may come again.
+                    let ty = ResourceType::from_url(&last.type_url).unwrap();
+                    let held = |name: &str| self.client.version(ty, name).map(|it| it.to_string());
+                    let stale = last.resources.iter().any(|it| held(&it.name).as_ref() != Some(&it.version));
+                    // What is held may come again; what was let go of since would be a message of the past, and a
+                    // stream delivers none.
                     if !stale && last.removed_resources.is_empty() {
                         self.receive(last);
                     }

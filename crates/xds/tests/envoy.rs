@@ -47,7 +47,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 enum Session {
-    Delta(DeltaSession),
+    Delta(Box<DeltaSession>),
     Sotw(Box<SotwSession>),
 }
 
@@ -375,7 +375,7 @@ impl Pair {
 
 fn session(delta: bool) -> Session {
     match delta {
-        true => Session::Delta(DeltaSession::new(Options::default())),
+        true => Session::Delta(Box::new(DeltaSession::new(Options::default()))),
         false => Session::Sotw(Box::new(SotwSession::new(Options::default()))),
     }
 }
