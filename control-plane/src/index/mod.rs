@@ -8,6 +8,8 @@ mod debounce;
 mod document;
 mod endpoints;
 mod fold;
+#[cfg(test)]
+mod tests;
 mod world;
 mod worlds;
 
