@@ -318,7 +318,13 @@ impl Client {
 
 impl TypeState {
     fn covers(&self, name: &str) -> bool {
-        self.wildcard || self.wanted.contains(name)
+        (self.wildcard && !self.unsubscribe.contains(WILDCARD)) || self.wants(name)
+    }
+
+    /// A name that was dropped and is wanted again, of which the server has not heard yet: what comes now belongs to the
+    /// old subscription, and the server will forget that it sent it.
+    fn wants(&self, name: &str) -> bool {
+        self.wanted.contains(name) && !self.unsubscribe.contains(name)
     }
 
     /// `None`: nothing has changed. That is so for a repeated version, for a heartbeat (a TTL and no body), and for a
@@ -357,7 +363,7 @@ impl TypeState {
     /// Told of any wanted name, held or not: "does not exist" is an answer.
     fn on_removed(&mut self, ty: ResourceType, name: Arc<str>) -> Option<Update> {
         let held = self.held.remove(&name).is_some();
-        (held || self.wanted.contains(&name)).then_some(Update { ty, name, change: Change::Removed })
+        (held || self.wants(&name)).then_some(Update { ty, name, change: Change::Removed })
     }
 }
 
