@@ -133,7 +133,8 @@ impl<P: Protocol> Running<'_, P> {
                     self.request(&session, request)?;
                     ready = true;
                 }
-                () = session.mail() => ready = true,
+                // Only while nothing is to be sent: mail stays until it is taken, and would be chosen again and again.
+                () = session.mail(), if !ready => ready = true,
                 permit = responses.reserve(), if ready => {
                     let Ok(permit) = permit else { return Ok("the client went") };
                     match self.next(&session) {
