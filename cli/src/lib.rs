@@ -84,11 +84,18 @@ enum Command {
 
 /// Runs `weft`.
 pub fn main() -> ExitCode {
+    // The two daemons read their own command lines: flags such as --control-plane mean something else to them.
+    let mut words = std::env::args_os().skip(1);
+    match words.next().as_ref().and_then(|word| word.to_str()) {
+        Some("sidecar") => return weft_sidecar::main(with_name("weft sidecar", words)),
+        Some("control-plane") => return weft_control_plane::main(with_name("weft control-plane", words)),
+        _ => {}
+    }
     let args = Args::parse();
     let connection = args.connection;
     match args.command {
-        Command::Sidecar { args } => weft_sidecar::main(with_name("weft sidecar", args)),
-        Command::ControlPlane { args } => weft_control_plane::main(with_name("weft control-plane", args)),
+        Command::Sidecar { args } => weft_sidecar::main(with_name("weft sidecar", args.into_iter())),
+        Command::ControlPlane { args } => weft_control_plane::main(with_name("weft control-plane", args.into_iter())),
         Command::Demo(options) => demo::main(options),
         Command::DemoApp(options) => demo::app(options),
         Command::Completions { shell } => {
@@ -120,6 +127,6 @@ fn run(connection: credential::Connection, command: Command) -> Result<(), failu
     })
 }
 
-fn with_name(name: &str, args: Vec<OsString>) -> Vec<OsString> {
+fn with_name(name: &str, args: impl Iterator<Item = OsString>) -> Vec<OsString> {
     std::iter::once(OsString::from(name)).chain(args).collect()
 }
