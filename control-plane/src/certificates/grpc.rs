@@ -14,11 +14,11 @@ use weft_identity::TrustBundle;
 use weft_proto::weft::v1::certificate_service_server::{CertificateService, CertificateServiceServer};
 use weft_proto::weft::v1::{IssueRequest, IssueResponse, TrustBundleRequest, TrustBundleResponse};
 
-use super::PeerCertificates;
 use super::issue::{Certificates, Issued, Refused};
 use super::metrics::Outcome;
+use crate::peer::Peer;
 
-/// The gRPC service. Expects [`PeerCertificates`] among the extensions of a request.
+/// The gRPC service. Expects the [`Peer`] among the extensions of a request.
 #[derive(Debug, Clone)]
 pub struct CertificatesGrpc {
     certificates: Arc<Certificates>,
@@ -40,11 +40,10 @@ impl CertificatesGrpc {
 #[tonic::async_trait]
 impl CertificateService for CertificatesGrpc {
     async fn issue(&self, request: Request<IssueRequest>) -> Result<Response<IssueResponse>, Status> {
-        let peer = request.extensions().get::<PeerCertificates>().and_then(|peer| peer.0.clone());
+        let peer = Peer::of(&request)?.certificates.clone();
         let request = request.into_inner();
         let now = SystemTime::now();
-        let peer = peer.as_deref().map(Vec::as_slice);
-        let issued = self.certificates.issue(&request.csr, &request.join_token, peer, now).await;
+        let issued = self.certificates.issue(&request.csr, &request.join_token, peer.as_deref(), now).await;
         issued.map(|issued| Response::new(answer(&issued))).map_err(|refused| status(&refused))
     }
 

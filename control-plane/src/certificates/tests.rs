@@ -16,13 +16,14 @@ use tonic::transport::{Channel, Server};
 use tonic::{Code, Status};
 use weft_identity::ca::Authority;
 use weft_identity::tls::{self, HandshakeFault};
-use weft_identity::{JoinToken, PrivateKey, SpiffeId, Svid, TrustBundle, TrustDomain};
+use weft_identity::{CertificateDer, JoinToken, PrivateKey, SpiffeId, Svid, TrustBundle, TrustDomain};
 use weft_proto::connect::channel;
 use weft_proto::weft::v1::certificate_service_client::CertificateServiceClient;
 use weft_proto::weft::v1::{IssueRequest, IssueResponse, TrustBundleRequest};
 
 use super::issue::Refused;
 use super::*;
+use crate::peer::Peer;
 use crate::store::Store;
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -111,11 +112,11 @@ impl Plane {
 struct Connection(TlsStream<TcpStream>);
 
 impl Connected for Connection {
-    type ConnectInfo = PeerCertificates;
+    type ConnectInfo = Peer;
 
-    fn connect_info(&self) -> PeerCertificates {
-        let certs = self.0.get_ref().1.peer_certificates();
-        PeerCertificates(certs.map(|certs| Arc::new(certs.iter().map(|cert| cert.clone().into_owned()).collect())))
+    fn connect_info(&self) -> Peer {
+        let (stream, connection) = self.0.get_ref();
+        Peer::new(stream.peer_addr().unwrap(), connection.peer_certificates())
     }
 }
 
