@@ -127,13 +127,14 @@ pub struct Client {
     connected: bool,
     /// The node goes with the first request of a stream.
     introduced: bool,
-    answers: VecDeque<DeltaDiscoveryRequest>,
+    /// Answers, and what had to be said before them.
+    outbox: VecDeque<DeltaDiscoveryRequest>,
 }
 
 impl Client {
     /// A client that holds nothing and asks for nothing.
     pub fn new(node: Node) -> Self {
-        Self { node, types: Default::default(), connected: false, introduced: false, answers: VecDeque::new() }
+        Self { node, types: Default::default(), connected: false, introduced: false, outbox: VecDeque::new() }
     }
 
     /// Subscribes to a name; [`WILDCARD`] to all of a type. Again: the server is asked to send it anew.
@@ -216,7 +217,7 @@ impl Client {
     pub fn on_disconnected(&mut self) {
         self.connected = false;
         self.introduced = false;
-        self.answers.clear();
+        self.outbox.clear();
         for state in &mut self.types {
             state.started = false;
             state.answered = false;
@@ -239,8 +240,8 @@ impl Client {
         if !self.connected {
             return None;
         }
-        let mut request = match self.answers.pop_front() {
-            Some(answer) => answer,
+        let mut request = match self.outbox.pop_front() {
+            Some(request) => request,
             None => ResourceType::ALL.into_iter().find_map(|ty| self.subscription(ty))?,
         };
         if !std::mem::replace(&mut self.introduced, true) {
@@ -282,6 +283,11 @@ impl Client {
             self.answer(response.type_url, response.nonce, Some(text));
             return Vec::new();
         };
+        // What was said before this response came has to arrive before its ACK: the server takes the ACK as one for the
+        // subscriptions that it knows of then.
+        while let Some(request) = self.subscription(ty) {
+            self.outbox.push_back(request);
+        }
         let state = &mut self.types[ty.index()];
         state.answered = true;
         let mut updates = Vec::new();
@@ -307,7 +313,7 @@ impl Client {
     }
 
     fn answer(&mut self, type_url: String, response_nonce: String, refused: Option<String>) {
-        self.answers.push_back(DeltaDiscoveryRequest {
+        self.outbox.push_back(DeltaDiscoveryRequest {
             type_url,
             response_nonce,
             error_detail: refused.map(|message| Status { code: REFUSED, message, details: Vec::new() }),
@@ -318,13 +324,7 @@ impl Client {
 
 impl TypeState {
     fn covers(&self, name: &str) -> bool {
-        (self.wildcard && !self.unsubscribe.contains(WILDCARD)) || self.wants(name)
-    }
-
-    /// A name that was dropped and is wanted again, of which the server has not heard yet: what comes now belongs to the
-    /// old subscription, and the server will forget that it sent it.
-    fn wants(&self, name: &str) -> bool {
-        self.wanted.contains(name) && !self.unsubscribe.contains(name)
+        self.wildcard || self.wanted.contains(name)
     }
 
     /// `None`: nothing has changed. That is so for a repeated version, for a heartbeat (a TTL and no body), and for a
@@ -363,7 +363,7 @@ impl TypeState {
     /// Told of any wanted name, held or not: "does not exist" is an answer.
     fn on_removed(&mut self, ty: ResourceType, name: Arc<str>) -> Option<Update> {
         let held = self.held.remove(&name).is_some();
-        (held || self.wants(&name)).then_some(Update { ty, name, change: Change::Removed })
+        (held || self.wanted.contains(&name)).then_some(Update { ty, name, change: Change::Removed })
     }
 }
 

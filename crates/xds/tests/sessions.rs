@@ -480,3 +480,25 @@ fn a_name_dropped_and_wanted_again_is_told_as_both() {
     assert_eq!(requests[0].resource_names_unsubscribe, [host(0)]);
     assert_eq!(requests[1].resource_names_subscribe, [host(0)]);
 }
+
+#[test]
+fn what_was_said_before_a_response_arrives_before_its_ack() {
+    let mut client = Client::new(Node::default());
+    client.subscribe(VirtualHost, &host(0));
+    client.on_connected();
+    client.unsubscribe(VirtualHost, &host(0));
+    client.subscribe(VirtualHost, &host(0));
+    let response = DeltaDiscoveryResponse {
+        type_url: VirtualHost.url().into(),
+        removed_resources: vec![host(0)],
+        nonce: "1".into(),
+        ..Default::default()
+    };
+    client.on_response(response);
+    client.subscribe(VirtualHost, &host(1));
+    let requests: Vec<_> = std::iter::from_fn(|| client.next_request()).collect();
+    assert_eq!(requests[0].resource_names_unsubscribe, [host(0)]);
+    assert_eq!(requests[1].resource_names_subscribe, [host(0)]);
+    assert_eq!(requests[2].response_nonce, "1");
+    assert_eq!(requests[3].resource_names_subscribe, [host(1)]);
+}
