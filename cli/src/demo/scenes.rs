@@ -1,6 +1,6 @@
 //! What happens in the demo, and what each scene proves.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result};
 use http::Method;
@@ -83,12 +83,12 @@ impl Stage<'_> {
             "one answers 503 to everything: its breaker opens, the callers do not notice; healed, it closes",
         );
         let frontend = mesh.workload("frontend")?.ports()?.metrics;
-        // The workload that was killed before may still be open: begin from a closed state.
-        wait_for("all breakers to be closed", Duration::from_secs(20), async || open(frontend, false).await).await?;
+        // The workload that was killed before must be back: one alone has nobody to take over from it.
+        wait_for("both workloads of v1", Duration::from_secs(20), async || both_ready(frontend).await).await?;
         let before = self.traffic.counts();
         let failing = Instant::now();
         call(mesh.app("orders-1"), Method::POST, "/fail").await?;
-        wait_for("the breaker to open", Duration::from_secs(15), async || open(frontend, true).await).await?;
+        wait_for("the breaker to open", Duration::from_secs(15), async || open(frontend).await).await?;
         self.view.claim(&self.claims.at_most(
             SCENE,
             "time until its breaker opened, seconds",
@@ -105,7 +105,7 @@ impl Stage<'_> {
         ));
         let healed = Instant::now();
         call(mesh.app("orders-1"), Method::POST, "/heal").await?;
-        wait_for("the breaker to close", Duration::from_secs(60), async || open(frontend, false).await).await?;
+        wait_for("the breaker to close", Duration::from_secs(60), async || both_ready(frontend).await).await?;
         self.view.claim(&self.claims.at_most(
             SCENE,
             "time until it closed, seconds",
@@ -191,11 +191,19 @@ impl Stage<'_> {
     }
 }
 
-/// Whether frontend's sidecar holds an endpoint of orders open (or half-open), compared with `wanted`.
-async fn open(frontend: std::net::SocketAddr, wanted: bool) -> Option<()> {
+/// Endpoints of orders v1 that frontend's sidecar sees in a state.
+fn endpoints(scrape: &metrics::Scrape, state: &str) -> f64 {
+    scrape.sum("weft_endpoints", &[("destination", "default/orders-v1"), ("state", state)])
+}
+
+async fn open(frontend: SocketAddr) -> Option<()> {
     let scrape = metrics::scrape(frontend).await.ok()?;
-    let count = |state| scrape.sum("weft_endpoints", &[("state", state)]);
-    ((count("open") + count("half_open") + count("ejected") > 0.0) == wanted).then_some(())
+    (endpoints(&scrape, "open") > 0.0).then_some(())
+}
+
+async fn both_ready(frontend: SocketAddr) -> Option<()> {
+    let scrape = metrics::scrape(frontend).await.ok()?;
+    (endpoints(&scrape, "ready") >= 2.0).then_some(())
 }
 
 /// Every workload is ready, and its sidecar has acknowledged the log's revision.
