@@ -298,7 +298,9 @@ impl Fold {
             true => self.registered(key).collect(),
             false => self.in_namespace(key).filter(|workload| endpoints::serves(workload, key, &service)).collect(),
         };
-        let slices = self.slices.values().filter(|slice| slice_service(slice).as_ref() == Some(key));
+        // A service that is only remembered has no addresses: a restart forgets it.
+        let there = declared.is_some() || !workloads.is_empty();
+        let slices = self.slices.values().filter(|slice| there && slice_service(slice).as_ref() == Some(key));
         Some(ServiceEntry {
             endpoints: endpoints::of(&service, workloads.iter().copied(), slices),
             accounts: endpoints::accounts(self.own_accounts(key, &service), workloads.iter().copied()),

@@ -65,24 +65,24 @@ fn addresses(world: &World, name: &str) -> Vec<String> {
 #[test]
 fn workloads_make_services_and_selectors_pick_among_them() {
     let mut fold = Fold::new(&bundle());
-    for instance in 1..=3 {
-        let version = if instance == 3 { "v2" } else { "v1" };
+    for instance in 1..=4 {
+        let version = if instance >= 3 { "v2" } else { "v1" };
         let workload = workload("orders", instance, version);
         fold.workload(&workload.id.clone(), Some(workload));
     }
     let (world, _) = fold.publish();
     assert!(world.services[&ServiceKey::new("default", "orders")].implicit);
-    assert_eq!(addresses(&world, "orders").len(), 3);
+    assert_eq!(addresses(&world, "orders").len(), 4);
 
     fold.apply(&entry(1, documents(&service("orders-v2", "weft.mesh/service: orders, version: v2")))).unwrap();
     let (world, dirty) = fold.publish();
-    assert_eq!(addresses(&world, "orders-v2"), ["10.0.0.3:15006"]);
+    assert_eq!(addresses(&world, "orders-v2"), ["10.0.0.3:15006", "10.0.0.4:15006"]);
     assert_eq!(dirty, [Dirty::Service(ServiceKey::new("default", "orders-v2"))].into());
 
     let gone = workload("orders", 3, "v2");
     fold.workload(&gone.id, None);
     let (world, dirty) = fold.publish();
-    assert!(addresses(&world, "orders-v2").is_empty());
+    assert_eq!(addresses(&world, "orders-v2"), ["10.0.0.4:15006"]);
     let endpoints = ["orders", "orders-v2"].map(|name| Dirty::Endpoints(ServiceKey::new("default", name)));
     assert_eq!(dirty, endpoints.into(), "an endpoint change touches endpoints and nothing else");
 }
