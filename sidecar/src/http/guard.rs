@@ -103,6 +103,8 @@ struct Clock {
     sleep: Option<Pin<Box<Sleep>>>,
     place: Place,
     deadline: Instant,
+    /// The first head has not come yet: its deadline began at accept.
+    first: bool,
 }
 
 /// Read at one time while looking for a head.
@@ -111,7 +113,7 @@ const PIECE: usize = 4096;
 impl Guard {
     /// `first_head_by`: the deadline of the first head; it began at accept and covers TLS.
     pub fn new(io: Io, signals: Arc<Signals>, times: ReadTimes, first_head_by: Instant) -> Self {
-        let clock = Clock { sleep: None, place: Place::Head, deadline: first_head_by };
+        let clock = Clock { sleep: None, place: Place::Head, deadline: first_head_by, first: true };
         Self {
             io,
             framing: Framing::default(),
@@ -153,9 +155,7 @@ impl Guard {
         if place == Place::Tunnel {
             return Poll::Pending;
         }
-        // The first head's deadline began at accept; it is kept until that head is complete.
-        let first = self.clock.place == Place::Head && place == Place::Between;
-        if self.clock.place != place && !first {
+        if self.clock.place != place && !self.clock.first {
             self.clock.place = place;
             self.clock.deadline = Instant::now() + self.allowed(place);
         }
@@ -219,6 +219,7 @@ impl AsyncRead for Guard {
             }
             match this.framing.step(&this.held) {
                 Step::Pass(len) => {
+                    this.clock.first = false;
                     this.free = len;
                     this.progress();
                     continue;
@@ -242,7 +243,7 @@ impl AsyncRead for Guard {
             }
             ready!(this.poll_clock(cx));
             match this.framing.place(!this.held.is_empty()) {
-                Place::Between if this.clock.place != Place::Head => return Poll::Ready(Ok(())),
+                Place::Between if !this.clock.first => return Poll::Ready(Ok(())),
                 Place::Between | Place::Head => this.refuse(Reason::HeaderTimeout, false)?,
                 Place::Body | Place::Tunnel => this.refuse(Reason::BodyTimeout, true)?,
             }

@@ -41,7 +41,8 @@ use crate::{
 /// Proxies one HTTP request: decide, act, record.
 pub async fn proxy(conn: &Rc<Conn>, request: Request<Incoming>) -> Response<Body> {
     let record = Record::start(conn, &request);
-    let switches = headers::names_upgrade(request.headers()).is_some() && request.body().is_end_stream();
+    let connect = request.method() == http::Method::CONNECT;
+    let switches = connect || headers::names_upgrade(request.headers()).is_some() && request.body().is_end_stream();
     let http1 = request.version() != Version::HTTP_2;
     let reply = steps(conn, request, &record).await;
     // answer: the upstream's, edited, or one that names what failed.
@@ -50,7 +51,8 @@ pub async fn proxy(conn: &Rc<Conn>, request: Request<Incoming>) -> Response<Body
         Ok(reply) => reply.answer(conn, record),
         Err(failed) => failed.answer(record),
     };
-    if switches && http1 && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+    let switched = answer.status() == StatusCode::SWITCHING_PROTOCOLS || connect && answer.status().is_success();
+    if switches && http1 && !switched {
         // What follows such a request was not followed as HTTP/1.
         answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }

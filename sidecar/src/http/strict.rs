@@ -165,7 +165,9 @@ impl Framing {
     }
 
     fn head(&mut self, bytes: &[u8]) -> Step {
-        if bytes.starts_with(b"\r\n") && self.scanned == 0 {
+        if bytes.starts_with(b"\r\n") {
+            // Nothing was in the line: `scanned` cannot be beyond it.
+            self.scanned = 0;
             return Step::Drop(2);
         }
         while let Some(at) = memchr::memchr(b'\n', &bytes[self.scanned..]) {

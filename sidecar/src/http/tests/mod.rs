@@ -1,0 +1,9 @@
+//! Two sidecars, a caller and an application, over real sockets on loopback, in one thread.
+
+mod failures;
+mod http1;
+mod http2;
+mod mesh;
+mod retries;
+mod tcp;
+mod tunnels;
