@@ -20,7 +20,7 @@ pub mod sidecar;
 pub mod wire;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use self::{
     catalog::{Catalog, Changes, Source, source},

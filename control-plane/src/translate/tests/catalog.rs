@@ -146,7 +146,12 @@ fn kinds_of_clients_do_not_share_what_differs() {
     let of = |ty, name: &str| -> BTreeSet<Arc<str>> {
         agents.iter().map(|client| catalog.get(client, ty, name).unwrap().version.clone()).collect()
     };
-    assert_eq!(of(ResourceType::Cluster, "default/orders:80").len(), 3);
+    assert_eq!(of(ResourceType::Cluster, "default/orders:80").len(), 2, "gRPC finds its certificate elsewhere");
+    let listeners = agents.iter().map(|client| {
+        let name = if client.agent.starts_with("gRPC") { "orders:80" } else { "outbound" };
+        catalog.get(client, ResourceType::Listener, name).unwrap().any.value.clone()
+    });
+    assert_eq!(listeners.collect::<BTreeSet<_>>().len(), 2);
     assert_eq!(of(ResourceType::Endpoints, "default/orders:80").len(), 1);
     assert_eq!(of(ResourceType::Secret, "ROOTCA").len(), 1);
 }

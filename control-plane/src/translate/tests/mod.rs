@@ -222,7 +222,6 @@ spec:
   - name: admin
     matches:
     - { path: { type: PathPrefix, value: /admin/ }, method: POST, headers: [{ name: X-Role, value: root }] }
-    - { path: { type: Exact, value: /admin }, queryParams: [{ name: debug, value: "1" }] }
     filters:
     - type: RequestHeaderModifier
       requestHeaderModifier: { set: [{ name: x-a, value: "100%" }], add: [{ name: x-b, value: b }], remove: [x-c] }
@@ -231,6 +230,9 @@ spec:
     backendRefs: [{ name: orders-v1, port: 80 }]
     timeouts: { request: 3s, backendRequest: 1s }
     retry: { attempts: 1, codes: [503], backoff: 10ms }
+  - name: debug
+    matches: [{ path: { type: Exact, value: /admin }, queryParams: [{ name: debug, value: "1" }] }]
+    backendRefs: [{ name: orders-v1, port: 80 }]
   - name: old
     matches: [{ path: { type: RegularExpression, value: "/old/[0-9]+" } }]
     filters:
@@ -269,15 +271,15 @@ spec:
   - name: frontend
     from: [{ identities: [default/frontend] }]
     to: [{ methods: [GET, POST], paths: [/api/*, /admin] }]
-  - from: [{ namespaces: [ops], notIdentities: [ops/intern] }]
+  - from: [{ namespaces: [ops] }]
 ---
 apiVersion: weft.mesh/v1alpha1
 kind: AccessPolicy
 metadata: { name: orders-deny }
 spec:
-  targetRefs: [{ kind: Service, name: orders, port: 80 }]
+  targetRefs: [{ kind: Service, name: orders }]
   action: DENY
-  rules: [{ name: secret, to: [{ paths: [/secret/*] }] }]
+  rules: [{ name: secret, to: [{ ports: [80], paths: [/secret/*] }] }]
 ---
 apiVersion: weft.mesh/v1alpha1
 kind: AccessPolicy
