@@ -5,7 +5,7 @@
 //! | `/ready`, `/live` | GET | 200, or 503 with what is missing |
 //! | `/config_dump` | GET | configuration in force: virtual hosts, inbound, xDS resources with versions, refused ones |
 //! | `/clusters` | GET | endpoints, breakers, limits |
-//! | `/certs` | GET | certificate and roots; no key is ever shown |
+//! | `/certs` | GET, POST | certificate and roots; no key is ever shown; a POST renews the certificate now |
 //! | `/stats` | GET | metrics |
 //! | `/logging` | GET, POST | the log's filter; a POST's body (or `?filter=`) replaces it |
 //! | `/drain` | POST | leave the registry, let inbound requests end; the process stays |
@@ -72,6 +72,7 @@ impl Admin {
             .get("/clusters", page(&self, |admin, _| json_page(&clusters(&admin.shared.snapshot.load()))))
             .get("/certs", page(&self, |admin, _| json_page(&certs(&admin.certs))))
             .get("/logging", page(&self, |admin, _| text(StatusCode::OK, format!("{}\n", admin.log.filter()))))
+            .post("/certs", page(&self, |admin, _| renew(&admin)))
             .post("/logging", page(&self, |admin, call| set_filter(&admin, &call)))
             .post("/quit", page(&self, |admin, _| quit(&admin)))
             .post("/drain", page(&self, |admin, _| drain(&admin)))
@@ -128,6 +129,12 @@ fn set_filter(admin: &Admin, call: &Call) -> Answer {
         }
         Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
     }
+}
+
+fn renew(admin: &Admin) -> Answer {
+    tracing::info!("asked to renew the certificate by the admin port");
+    admin.certs.renew_now();
+    text(StatusCode::ACCEPTED, "renewing\n")
 }
 
 fn quit(admin: &Admin) -> Answer {
@@ -280,7 +287,8 @@ fn inbound_ports(inbound: &weft_xds::resource::Inbound) -> Value {
 fn route(route: &Route) -> Value {
     let action = match &route.action {
         RouteAction::Forward(forward) => {
-            let clusters = forward.clusters.iter().map(|cluster| json!({ "name": cluster.name, "weight": cluster.weight }));
+            let clusters =
+                forward.clusters.iter().map(|cluster| json!({ "name": cluster.name, "weight": cluster.weight }));
             json!({
                 "forward": clusters.collect::<Vec<_>>(),
                 "timeoutMs": forward.timeout.map(|timeout| timeout.as_millis()),

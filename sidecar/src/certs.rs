@@ -12,6 +12,7 @@ use std::{
 use parking_lot::Mutex;
 use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry};
 use thiserror::Error;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use weft_identity::{
@@ -39,6 +40,7 @@ pub struct Certs {
     shared: Arc<Shared>,
     state: Mutex<State>,
     metrics: CertMetrics,
+    wanted: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -115,7 +117,7 @@ impl Certs {
     /// When the metrics are registered already.
     pub fn new(shared: Arc<Shared>, registry: &Registry) -> prometheus::Result<Arc<Self>> {
         let metrics = CertMetrics::register(registry)?;
-        Ok(Arc::new(Self { shared, state: Mutex::default(), metrics }))
+        Ok(Arc::new(Self { shared, state: Mutex::default(), metrics, wanted: Notify::new() }))
     }
 
     /// Takes up what is in the data directory, if it is there and not over. Whether it is.
@@ -190,23 +192,32 @@ impl Certs {
         }
     }
 
+    /// Renews the certificate now, long before its time.
+    pub fn renew_now(&self) {
+        self.wanted.notify_one();
+    }
+
     /// Obtains the first certificate and renews it, for ever.
     pub async fn run(&self, stop: CancellationToken) {
         let mut renewal = self.plan();
         let mut obtained: Option<Instant> = None;
+        // Kept from try to try: the control plane takes a join token again for the same key, so that a lost answer does
+        // not use it up.
+        let mut pending: Option<PrivateKey> = None;
         loop {
             let wait = renewal.wait(SystemTime::now()).max(self.interval().saturating_sub(match obtained {
                 Some(at) => at.elapsed(),
                 None => Duration::MAX,
             }));
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
+            let wanted = tokio::select! {
+                () = tokio::time::sleep(wait) => false,
+                () = self.wanted.notified() => true,
                 () = stop.cancelled() => return,
-            }
-            if !renewal.due(SystemTime::now()) {
+            };
+            if !wanted && !renewal.due(SystemTime::now()) {
                 continue;
             }
-            match self.obtain().await {
+            match self.obtain(&mut pending).await {
                 Ok(svid) => {
                     tracing::info!(id = %svid.id, not_after = %rfc3339(svid.not_after), "certificate obtained");
                     self.metrics.renewals.with_label_values(&["ok"]).inc();
@@ -244,10 +255,13 @@ impl Certs {
 
     /// Obtains a certificate: with the current one as proof while it is valid, else, or when that is refused, with the
     /// join token.
-    async fn obtain(&self) -> Result<Arc<Svid>, CertsError> {
+    async fn obtain(&self, pending: &mut Option<PrivateKey>) -> Result<Arc<Svid>, CertsError> {
         let current = self.shown().svid;
         let token = self.shared.settings.join_token.as_ref();
-        let key = PrivateKey::generate()?;
+        let key = match pending {
+            Some(key) => key.clone(),
+            None => pending.insert(PrivateKey::generate()?).clone(),
+        };
         let valid = current.as_ref().is_some_and(|svid| svid.valid_at(SystemTime::now()));
         let answer = match (valid, token) {
             (true, None) => self.renew(&key).await?,
@@ -262,6 +276,8 @@ impl Certs {
             (false, None) if current.is_some() => return Err(CertsError::Expired),
             (false, None) => return Err(CertsError::NoProof),
         };
+        // What follows is about this answer; the next certificate gets a key of its own.
+        *pending = None;
         self.accept(answer, key)
     }
 
@@ -312,11 +328,12 @@ impl Certs {
         if let (Some(svid), Some(bundle)) = (&next.svid, &next.bundle) {
             let material = material(next.epoch, svid, bundle)?;
             self.metrics.show(svid, bundle);
-            self.shared.tls.store(Some(Arc::new(material)));
+            *state = next;
+            drop(state);
+            self.shared.set_tls(material);
+        } else {
+            *state = next;
         }
-        *state = next;
-        drop(state);
-        self.shared.refresh_ready();
         Ok(())
     }
 }
@@ -346,8 +363,8 @@ fn is_denial(status: &tonic::Status) -> bool {
 /// The pause that the control plane asked for, if it did.
 fn retry_after(error: &CertsError) -> Option<Duration> {
     let CertsError::Refused(status) = error else { return None };
-    let seconds = status.metadata().get("retry-after")?.to_str().ok()?.parse().ok()?;
-    Some(Duration::from_secs(seconds))
+    let millis = status.metadata().get("grpc-retry-pushback-ms")?.to_str().ok()?.parse().ok()?;
+    Some(Duration::from_millis(millis))
 }
 
 fn save_bundle(bundle: &TrustBundle, directory: &Path) {
@@ -398,3 +415,6 @@ impl CertMetrics {
         set("root", bundle.roots().iter().filter_map(end).min());
     }
 }
+
+#[cfg(test)]
+mod tests;
