@@ -30,7 +30,7 @@ use weft_telemetry::{files, metrics as exposition};
 use crate::{
     certificates::{self, Certificates, CertificatesGrpc, Tokens},
     config::{self, Author, Configuration},
-    index::Index,
+    index::{Index, Worlds},
     metrics::Metrics,
     operator::Operator,
     registry::{self, Registry},
@@ -78,10 +78,11 @@ pub async fn start(settings: &Settings) -> anyhow::Result<Running> {
 
     let registry = Registry::open(store.clone(), settings.lease).await?;
     let index = Index::open(store.clone(), registry.clone(), certificates.bundle())?;
-    let discovery = Discovery::new(index.worlds(), &prometheus, stop.clone())?;
+    let worlds = index.worlds();
+    let discovery = Discovery::new(worlds.clone(), &prometheus, stop.clone())?;
     let api = Configuration::new(config::Parts {
         store: store.clone(),
-        worlds: index.worlds(),
+        worlds: worlds.clone(),
         registry: registry.clone(),
         sessions: discovery.sessions(),
         certificates: certificates.clone(),
@@ -99,7 +100,7 @@ pub async fn start(settings: &Settings) -> anyhow::Result<Running> {
 
     let registrations = registry::grpc::RegistryGrpc::new(
         registry.clone(),
-        index.worlds(),
+        worlds.clone(),
         index.applied(),
         discovery.sessions(),
         stop.clone(),
@@ -127,6 +128,7 @@ pub async fn start(settings: &Settings) -> anyhow::Result<Running> {
     run(&mut tasks, "registry", registry.run(stop.clone()));
     run(&mut tasks, "index", index.run(stop.clone()));
     run(&mut tasks, "discovery", discovery.run());
+    run(&mut tasks, "mesh settings", follow_mesh(worlds, certificates.clone(), stop.clone()));
     run(&mut tasks, "certificates", certificates.run(stop.clone()));
     run(&mut tasks, "grpc port", grpc_port.serve(grpc, stop.clone()));
     run(&mut tasks, "http port", http_port.serve(http, stop.clone()));
@@ -175,6 +177,18 @@ fn run(tasks: &mut JoinSet<&'static str>, name: &'static str, task: impl Future<
         task.await;
         name
     });
+}
+
+/// What the Mesh says about certificates is obeyed as soon as it is said.
+async fn follow_mesh(worlds: Arc<Worlds>, certificates: Arc<Certificates>, stop: CancellationToken) {
+    let mut changes = worlds.subscribe();
+    loop {
+        certificates.set_leaf_ttl(worlds.current().mesh.resource.certificate_ttl());
+        tokio::select! {
+            () = stop.cancelled() => return,
+            change = changes.next() => if change.is_none() { return },
+        }
+    }
 }
 
 fn open_certificates(

@@ -42,6 +42,8 @@ pub struct Certificates {
     bundle: watch::Sender<Arc<TrustBundle>>,
     server: ArcSwap<ServerConfig>,
     renewal: Mutex<Renewal>,
+    /// Life of a leaf, as the Mesh or else the settings say.
+    leaf_ttl: Mutex<Duration>,
     tokens: Tokens,
     joins: Mutex<Bucket>,
     renewals: Mutex<Bucket>,
@@ -106,6 +108,7 @@ impl Certificates {
             bundle,
             server: ArcSwap::new(server),
             renewal: Mutex::new(renewal),
+            leaf_ttl: Mutex::new(settings.ttl),
             tokens,
             joins: bucket(),
             renewals: bucket(),
@@ -123,6 +126,11 @@ impl Certificates {
     /// The trust bundle, and its changes.
     pub fn bundle(&self) -> watch::Receiver<Arc<TrustBundle>> {
         self.bundle.subscribe()
+    }
+
+    /// Life of the workloads' certificates from now on, as the Mesh has it; `None`: as the settings had it.
+    pub fn set_leaf_ttl(&self, ttl: Option<Duration>) {
+        *self.leaf_ttl.lock() = ttl.unwrap_or(self.settings.ttl);
     }
 
     /// When the intermediate and the root expire.
@@ -270,8 +278,8 @@ impl Certificates {
             return Err(Refused::ControlPlane);
         }
         let authority = self.authority.load();
-        let chain =
-            authority.sign_request(&request, &identity, &[], self.settings.ttl, now).map_err(Refused::Failed)?;
+        let ttl = *self.leaf_ttl.lock();
+        let chain = authority.sign_request(&request, &identity, &[], ttl, now).map_err(Refused::Failed)?;
         let (not_before, not_after) = cert::validity(&chain[0]).map_err(|error| Refused::Failed(error.into()))?;
         Ok(Issued { identity, chain, not_before, not_after, bundle: self.bundle.borrow().clone() })
     }

@@ -69,20 +69,24 @@ impl From<ApiError> for Status {
         if error.errors.is_empty() {
             return Status::new(error.code, error.message);
         }
-        let errors = v1::Errors { errors: error.errors };
+        // Metadata has a limit at the other end: as many findings as fit, the first ones.
+        let mut room = MAX_DETAILS;
+        let fit = error.errors.into_iter().take_while(|finding| {
+            let size = finding.encoded_len() + 8;
+            let fits = size <= room;
+            room = room.saturating_sub(size);
+            fits
+        });
+        let errors = v1::Errors { errors: fit.collect() };
         let detail = prost_types::Any {
             type_url: "type.googleapis.com/weft.v1.Errors".to_owned(),
             value: errors.encode_to_vec(),
         };
         let status = rpc::Status { code: error.code as i32, message: error.message.clone(), details: vec![detail] };
-        // Metadata has a limit at the other end; the message alone still tells the first of them.
         let details = status.encode_to_vec();
-        if details.len() > MAX_DETAILS {
-            return Status::new(error.code, error.message);
-        }
         Status::with_details(error.code, error.message, details.into())
     }
 }
 
-/// Of an encoded status: with base64 it stays below the 16 KiB of header list that HTTP/2 clients take.
+/// Bytes of the findings in a status: with base64 and all it stays below the 16 KiB of header list that HTTP/2 clients take.
 const MAX_DETAILS: usize = 8 * 1024;

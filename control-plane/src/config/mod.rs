@@ -282,7 +282,8 @@ impl Configuration {
         let unreadable = |error: index::DocumentError| ApiError::new(Code::DataLoss, error.to_string());
         let set = self.shared.current.of(log).map_err(unreadable)?;
         let known = self.known();
-        let present = Present { stored: log.current(), set: &set, known: &known };
+        let trust_domain = self.shared.parts.certificates.trust_domain().as_str();
+        let present = Present { stored: log.current(), set: &set, known: &known, trust_domain };
         let revision = match edits {
             Edits::Given(edits) => {
                 for edit in edits {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use weft_model::{Document, Finding, KnownServices, Resource, ResourceKey, ResourceSet, Severity, validate};
+use weft_model::{Document, Finding, Kind, KnownServices, Resource, ResourceKey, ResourceSet, Severity, validate};
 use weft_proto::weft::v1;
 
 use super::{error::ApiError, wire};
@@ -42,6 +42,8 @@ pub struct Present<'a> {
     pub set: &'a ResourceSet,
     /// Services that workloads registered for without a declaration.
     pub known: &'a KnownServices,
+    /// Of this control plane.
+    pub trust_domain: &'a str,
 }
 
 /// Reads the sources of a request.
@@ -127,11 +129,32 @@ pub fn plan(present: &Present<'_>, edits: Vec<Edit>, lenient: bool) -> Result<Pl
 
 fn judge(present: &Present<'_>, after: &ResourceSet, touched: &BTreeSet<ResourceKey>) -> (Vec<Finding>, Vec<Finding>) {
     let before: BTreeSet<_> = validate(present.set, present.known).into_iter().map(identity).collect();
-    let news = validate(after, present.known).into_iter().filter(|finding| {
+    let findings = validate(after, present.known).into_iter().chain(other_trust_domain(present, after));
+    let news = findings.filter(|finding| {
         let own = finding.resource.as_ref().is_some_and(|key| touched.contains(key));
         own || !before.contains(&identity(finding.clone()))
     });
     news.partition(|finding| finding.severity == Severity::Error)
+}
+
+/// A trust domain is fixed at the first start: a Mesh may name it, but not change it.
+fn other_trust_domain(present: &Present<'_>, after: &ResourceSet) -> Option<Finding> {
+    let key = ResourceKey::new(Kind::Mesh, "", weft_model::MESH_NAME);
+    let member = after.get(&key)?;
+    let Resource::Mesh(mesh) = &member.resource else { return None };
+    let named = mesh.spec.trust_domain.as_deref().filter(|named| *named != present.trust_domain)?;
+    let field = "spec.trustDomain";
+    let position = member.origin.as_ref().map(|origin| origin.locate(field));
+    Some(Finding {
+        file: member.origin.as_ref().map_or_else(String::new, |origin| origin.file().to_owned()),
+        line: position.map_or(0, |position| position.line),
+        column: position.map_or(0, |position| position.column),
+        field: field.to_owned(),
+        resource: Some(key),
+        message: format!("the trust domain of this mesh is `{}`, not `{named}`", present.trust_domain),
+        hint: "it is set by the control plane's --trust-domain before its first start".to_owned(),
+        ..Finding::default()
+    })
 }
 
 /// What makes two findings the same, wherever the text came from.

@@ -40,7 +40,8 @@ impl Fixture {
     }
 
     fn plan(&self, edits: Vec<Edit>, lenient: bool) -> Result<Plan, ApiError> {
-        plan(&Present { stored: &self.stored, set: &self.set, known: &self.known }, edits, lenient)
+        let (stored, set, known) = (&self.stored, &self.set, &self.known);
+        plan(&Present { stored, set, known, trust_domain: "weft.local" }, edits, lenient)
     }
 
     fn apply(&self, yaml: &str) -> Result<Plan, ApiError> {
@@ -95,6 +96,31 @@ fn a_resource_that_is_there_twice_is_refused() {
     assert_eq!(error.errors.len(), 1);
     assert!(error.message.contains("test.yaml:1"), "{}", error.message);
     assert_eq!(error.errors[0].line, 6);
+}
+
+#[test]
+fn the_trust_domain_is_not_a_meshs_to_change() {
+    let mesh = |domain: &str| {
+        format!(
+            "apiVersion: weft.mesh/v1alpha1\nkind: Mesh\nmetadata: {{ name: default }}\nspec:\n  trustDomain: {domain}\n"
+        )
+    };
+    let fixture = Fixture::default();
+    assert!(fixture.apply(&mesh("weft.local")).is_ok());
+    let error = fixture.apply(&mesh("other.example")).unwrap_err();
+    assert_eq!((error.errors[0].field.as_str(), error.errors[0].line), ("spec.trustDomain", 5));
+}
+
+#[test]
+fn many_findings_are_cut_to_what_fits() {
+    let finding = |line| v1::Finding { line, message: "x".repeat(100), ..v1::Finding::default() };
+    let error = ApiError::refused((1..=500).map(finding).collect());
+    assert!(error.message.ends_with("and 499 more"), "{}", error.message);
+    let status = Status::from(error);
+    let decoded: weft_proto::google::rpc::Status = prost::Message::decode(status.details()).unwrap();
+    let errors: v1::Errors = prost::Message::decode(decoded.details[0].value.as_slice()).unwrap();
+    assert!((20..500).contains(&errors.errors.len()), "{}", errors.errors.len());
+    assert_eq!(errors.errors[0].line, 1);
 }
 
 #[test]

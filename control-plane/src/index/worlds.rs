@@ -69,3 +69,28 @@ impl Subscription {
 
 /// Changes kept for slow subscribers. A subscriber that misses more rebuilds its view from the current world.
 const BACKLOG: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use weft_identity::{TrustDomain, ca::Authority};
+
+    use super::*;
+    use crate::index::Fold;
+
+    #[tokio::test]
+    async fn a_slow_reader_is_told_that_it_missed_something() {
+        let authority = Authority::create(TrustDomain::parse("weft.local").unwrap(), SystemTime::now()).unwrap();
+        let mut fold = Fold::new(&authority.bundle());
+        let worlds = Worlds::new(fold.publish().0);
+        let mut reader = worlds.subscribe();
+        for _ in 0..=BACKLOG {
+            worlds.publish(fold.publish().0, BTreeSet::from([Dirty::Mesh]));
+        }
+        assert!(matches!(reader.next().await, Some(Change::Lagged)));
+        let next = reader.next().await;
+        assert!(matches!(next, Some(Change::Update(update)) if update.dirty.contains(&Dirty::Mesh)));
+        assert_eq!(worlds.current().generation, BACKLOG as u64 + 2);
+    }
+}

@@ -1,7 +1,7 @@
 //! The registry: which workloads are there. [`lease`] decides; this shell keeps time, the table and the index informed.
 //!
 //! Registrations, leavings and changes of health are on disk before they are answered; heartbeats are not, since a
-//! restart gives every workload a full lease anyway.
+//! restart gives every workload time to come back anyway.
 
 pub mod grpc;
 pub mod lease;
@@ -66,7 +66,7 @@ pub struct Changes {
 }
 
 impl Registry {
-    /// Takes up the workloads of the store, each with a full lease.
+    /// Takes up the workloads of the store, each with time to come back.
     /// # Errors
     /// The table cannot be read.
     pub async fn open(store: Store, ttl: Duration) -> Result<Self, StoreError> {
