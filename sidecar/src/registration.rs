@@ -111,13 +111,9 @@ impl Registration {
     /// Announces until asked to leave.
     pub async fn run(mut self) {
         let mut reconnect = Reconnect::new(LONGEST_PAUSE);
-        while self.shared.tls.load().is_none() {
-            let mut ready = self.shared.watch_ready();
-            tokio::select! {
-                () = tokio::time::sleep(Duration::from_millis(20)) => {}
-                _changed = ready.changed() => {}
-                asked = self.leave.recv() => return drop(asked),
-            }
+        tokio::select! {
+            () = self.shared.certified() => {}
+            asked = self.leave.recv() => return drop(asked),
         }
         loop {
             match self.announce(&mut reconnect).await {
@@ -144,7 +140,10 @@ impl Registration {
     /// One stream, from the first message until it breaks or the workload has left.
     async fn announce(&mut self, reconnect: &mut Reconnect) -> Result<oneshot::Sender<()>, Lost> {
         let (requests, outgoing) = mpsc::channel(8);
-        let workload = self.workload().await?;
+        let mut workload = self.workload().await?;
+        // A workload that comes back is no worse than before: the control plane must not see it as unhealthy meanwhile.
+        workload.healthy = self.healthy().healthy;
+        let told = workload.healthy;
         tracing::debug!(?workload, "registering");
         let first = RegisterRequest { message: Some(register_request::Message::Workload(workload)) };
         requests.try_send(first).expect("the channel is new");
@@ -160,7 +159,7 @@ impl Registration {
         self.reached.notify_waiters();
         tracing::info!(instance = &*self.instance, lease_ms = lease.as_millis(), "registered");
         let heartbeat = (lease / 3).clamp(Duration::from_millis(50), LONGEST_HEARTBEAT);
-        self.keep(&requests, &mut answers, heartbeat).await
+        self.keep(&requests, &mut answers, heartbeat, told).await
     }
 
     async fn keep(
@@ -168,12 +167,13 @@ impl Registration {
         requests: &mpsc::Sender<RegisterRequest>,
         answers: &mut Streaming<RegisterResponse>,
         heartbeat: Duration,
+        mut told: bool,
     ) -> Result<oneshot::Sender<()>, Lost> {
         let mut beats = tokio::time::interval_at(tokio::time::Instant::now() + heartbeat, heartbeat);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut ready = self.shared.watch_ready();
-        let mut told = false;
         let mut leaving: Option<oneshot::Sender<()>> = None;
+        let mut checked = true;
         loop {
             let healthy = self.healthy();
             if healthy.healthy != told && leaving.is_none() {
@@ -183,7 +183,8 @@ impl Registration {
             }
             tokio::select! {
                 _ = beats.tick() => send(requests, register_request::Message::Heartbeat(Heartbeat {}))?,
-                changed = self.health.changed() => if changed.is_err() { std::future::pending::<()>().await },
+                // Without checks nobody reports: the first health stays.
+                changed = self.health.changed(), if checked => checked = changed.is_ok(),
                 _changed = ready.changed() => {}
                 asked = self.leave.recv(), if leaving.is_none() => {
                     send(requests, register_request::Message::Drain(Drain {}))?;

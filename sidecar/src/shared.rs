@@ -27,6 +27,7 @@ pub struct Shared {
     pub drain: Drain,
     /// Configuration was there once: from the control plane or from the cache.
     configured: AtomicBool,
+    certified: watch::Sender<bool>,
     ready: watch::Sender<bool>,
 }
 
@@ -41,6 +42,7 @@ impl Shared {
             demand,
             drain: Drain::default(),
             configured: AtomicBool::new(false),
+            certified: watch::channel(false).0,
             ready: watch::channel(false).0,
         })
     }
@@ -59,6 +61,19 @@ impl Shared {
         } else {
             None
         }
+    }
+
+    /// Puts a certificate in force.
+    pub fn set_tls(&self, material: TlsMaterial) {
+        self.tls.store(Some(Arc::new(material)));
+        self.certified.send_replace(true);
+        self.refresh_ready();
+    }
+
+    /// Waits until there is a certificate.
+    pub async fn certified(&self) {
+        // The sender lives in `self`, so the wait cannot fail.
+        drop(self.certified.subscribe().wait_for(|certified| *certified).await);
     }
 
     /// Waits until the sidecar is ready.

@@ -112,11 +112,7 @@ impl Addresses {
 }
 
 /// Binds one address `count` times.
-fn bind_each(
-    flag: &'static str,
-    asked: SocketAddr,
-    count: usize,
-) -> Result<(SocketAddr, Vec<TcpListener>), BindError> {
+fn bind_each(flag: &'static str, asked: SocketAddr, count: usize) -> Result<(SocketAddr, Vec<TcpListener>), BindError> {
     let failed = |source| BindError { flag, address: asked, source };
     // First alone: sharing the port with a stranger would succeed, and split the traffic between the two.
     let alone = listen(asked, false).map_err(failed)?;

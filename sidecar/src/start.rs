@@ -46,6 +46,9 @@ use crate::{
     xds::Xds,
 };
 
+/// Exit status when the wrapper is stopped before its application has been started: as if SIGTERM had ended that.
+const ASKED_BEFORE_START: u8 = 128 + 15;
+
 /// Why a sidecar does not start.
 #[derive(Debug, Error)]
 pub enum StartError {
@@ -251,7 +254,7 @@ impl Life {
             () = self.shared.ready() => {}
             () = until_asked(&mut self.signals, &self.shutdown, None) => {
                 self.drain(async {}).await;
-                return 0;
+                return ASKED_BEFORE_START;
             }
         }
         let upstreams: Vec<_> =
@@ -358,4 +361,3 @@ fn raise_descriptor_limit() {
         tracing::debug!(%error, "the limit on file descriptors stays");
     }
 }
-

@@ -111,7 +111,9 @@ fn reap(application: Pid, orphans: bool) -> Option<u8> {
     let whom = if orphans { None } else { Some(application) };
     loop {
         match waitpid(whom, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(pid, code)) if pid == application => return Some(u8::try_from(code & 0xff).unwrap_or(1)),
+            Ok(WaitStatus::Exited(pid, code)) if pid == application => {
+                return Some(u8::try_from(code & 0xff).unwrap_or(1));
+            }
             Ok(WaitStatus::Signaled(pid, signal, _)) if pid == application => {
                 return Some(128 + u8::try_from(signal as i32).unwrap_or(0));
             }
@@ -150,7 +152,8 @@ pub fn environment(
         ("WEFT_OUTBOUND".to_owned(), outbound.to_string().into()),
     ];
     environment.extend(upstreams.iter().map(|(authority, address)| {
-        let name: String = authority.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' }).collect();
+        let name: String =
+            authority.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' }).collect();
         (format!("WEFT_UPSTREAM_{name}"), reachable(*address).to_string().into())
     }));
     environment

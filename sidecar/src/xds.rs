@@ -113,7 +113,7 @@ type Opening = Pin<Box<dyn Future<Output = Result<Streaming<DeltaDiscoveryRespon
 /// The state of the stream.
 enum Link {
     /// Not now.
-    Pausing(Pin<Box<tokio::time::Sleep>>),
+    Pausing(Pin<Box<dyn Future<Output = ()> + Send>>),
     /// Dialling.
     Opening { requests: mpsc::Sender<DeltaDiscoveryRequest>, opening: Opening },
     /// Up.
@@ -266,8 +266,10 @@ impl Xds {
                     }
                     Link::Opening { requests, opening: Box::pin(open(channel, outgoing)) }
                 }
-                // The certificate is being obtained; that has a pace of its own.
-                Err(CertsError::NoProof) => pause(Duration::from_millis(20)),
+                Err(CertsError::NoProof) => {
+                    let shared = self.shared.clone();
+                    Link::Pausing(Box::pin(async move { shared.certified().await }))
+                }
                 Err(error) => self.lost(&error.into(), reconnect),
             },
             (Event::Lost(lost), link) => {
@@ -424,8 +426,8 @@ fn pause(pause: Duration) -> Link {
 /// The next event of the stream. Dropping this loses nothing.
 async fn next(link: &mut Link) -> Event {
     match link {
-        Link::Pausing(sleep) => {
-            sleep.await;
+        Link::Pausing(over) => {
+            over.await;
             Event::Dial
         }
         Link::Opening { opening, .. } => match opening.await {

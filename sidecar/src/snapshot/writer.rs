@@ -226,7 +226,8 @@ impl Writer {
                 self.settled.push((authority.clone(), outcome));
             }
             let latest = if let Known::Here(latest) = &host.latest { Some(latest) } else { None };
-            clusters.extend(host.live.iter().chain(latest).flat_map(|routes| clusters_of(routes)).map(Box::<str>::from));
+            clusters
+                .extend(host.live.iter().chain(latest).flat_map(|routes| clusters_of(routes)).map(Box::<str>::from));
         }
         release(&mut self.clusters, &mut self.subscriptions, ResourceType::Cluster, &clusters);
         self.upstreams.retain(|name, _| clusters.contains(name));
@@ -283,7 +284,8 @@ impl Writer {
         };
         let before = self.upstreams.get(name);
         if before.is_some_and(|built| {
-            Arc::ptr_eq(&built.cluster, cluster) && built.endpoints.as_ref().map(Arc::as_ptr) == endpoints.map(Arc::as_ptr)
+            Arc::ptr_eq(&built.cluster, cluster)
+                && built.endpoints.as_ref().map(Arc::as_ptr) == endpoints.map(Arc::as_ptr)
         }) {
             return;
         }
@@ -297,11 +299,14 @@ impl Writer {
 
 /// The clusters that routes refer to.
 pub fn clusters_of(routes: &VirtualHost) -> impl Iterator<Item = &str> {
-    routes.routes.iter().flat_map(|route| match &route.action {
-        RouteAction::Forward(forward) => forward.clusters.as_slice(),
-        RouteAction::Redirect(_) | RouteAction::Respond { .. } => &[],
-    })
-    .map(|cluster| &*cluster.name)
+    routes
+        .routes
+        .iter()
+        .flat_map(|route| match &route.action {
+            RouteAction::Forward(forward) => forward.clusters.as_slice(),
+            RouteAction::Redirect(_) | RouteAction::Respond { .. } => &[],
+        })
+        .map(|cluster| &*cluster.name)
 }
 
 /// Whether a cluster can take traffic, or is known not to exist.

@@ -41,11 +41,7 @@ fn routes(authority: &str, clusters: &[&str]) -> Decoded {
         source: "".into(),
         revision: 1,
     };
-    let host = VirtualHost {
-        name: authority.into(),
-        domains: vec![authority.into()],
-        routes: vec![Arc::new(route)],
-    };
+    let host = VirtualHost { name: authority.into(), domains: vec![authority.into()], routes: vec![Arc::new(route)] };
     Decoded::VirtualHost(Arc::new(host))
 }
 
