@@ -15,8 +15,11 @@ pub struct Options {
     only: Vec<String>,
 }
 
+/// A step: its name, and what it does in the workspace.
+type Step = (&'static str, fn(&Path) -> Result<()>);
+
 /// The steps, in order: the quick ones first.
-const STEPS: &[(&str, fn(&Path) -> Result<()>)] =
+const STEPS: &[Step] =
     &[("format", format), ("bans", bans), ("proto", fresh_proto), ("lint", lint), ("unit", unit), ("mesh", mesh)];
 
 /// Runs them.

@@ -84,7 +84,7 @@ impl Stage<'_> {
         );
         let frontend = mesh.workload("frontend")?.ports()?.metrics;
         // The workload that was killed before must be back: one alone has nobody to take over from it.
-        wait_for("both workloads of v1", Duration::from_secs(20), async || both_ready(frontend).await).await?;
+        wait_for("both workloads of v1", Duration::from_secs(60), async || both_ready(frontend).await).await?;
         let before = self.traffic.counts();
         let failing = Instant::now();
         call(mesh.app("orders-1"), Method::POST, "/fail").await?;
