@@ -40,7 +40,6 @@ pub struct Side {
 
 impl Side {
     /// A connection begins; it has ended when the token is dropped.
-    #[must_use]
     pub fn enter(&self) -> TaskTrackerToken {
         self.connections.token()
     }

@@ -310,7 +310,8 @@ mod tests {
     #[tokio::test]
     async fn a_guarded_port_wants_host_and_header() {
         let guard = Guard::Loopback;
-        let table: &[(&str, &str, &[(&str, &str)], u16)] = &[
+        type Row<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], u16);
+        let table: &[Row<'_>] = &[
             ("GET", "/ready", &[("host", "localhost:15000")], 200),
             ("HEAD", "/ready", &[("host", "localhost:15000")], 200),
             ("GET", "/ready", &[("host", "rebound.example")], 403),
