@@ -146,7 +146,7 @@ async fn connection(worker: &Rc<Worker>, tcp: TcpStream, peer: SocketAddr, entra
         Entrance::Outbound => {
             let conn = Conn::outbound(worker, Origin::Outbound, peer, 0);
             conn.refuse.set(refuse);
-            outbound(&conn, tcp.into(), head_by).await;
+            http(&conn, tcp.into(), head_by).await;
         }
         Entrance::Fixed(authority) => {
             let conn = Conn::outbound(worker, Origin::Fixed(authority), peer, 0);
@@ -156,8 +156,8 @@ async fn connection(worker: &Rc<Worker>, tcp: TcpStream, peer: SocketAddr, entra
     }
 }
 
-/// From the application, which names its hosts: HTTP of either version.
-async fn outbound(conn: &Rc<Conn>, io: Io, head_by: Instant) {
+/// HTTP of the version that its first bytes tell.
+async fn http(conn: &Rc<Conn>, io: Io, head_by: Instant) {
     let sniffed = sniff(io, head_by).await;
     http_or_refuse(conn, sniffed, head_by).await;
 }
@@ -197,7 +197,7 @@ pub async fn serve_fixed(conn: &Rc<Conn>, io: Io) {
     };
     match protocol {
         Protocol::Tcp => tcp::outbound(conn, authority, io).await,
-        Protocol::Http | Protocol::Http2 | Protocol::Grpc => outbound(conn, io, head_by).await,
+        Protocol::Http | Protocol::Http2 | Protocol::Grpc => http(conn, io, head_by).await,
         Protocol::Detect => {
             let record = Record::tcp(conn);
             let dialing = tcp::dial_service(conn, authority, &record);
@@ -286,10 +286,11 @@ async fn inbound(worker: &Rc<Worker>, tcp: TcpStream, peer: SocketAddr, refuse: 
     let protocol = inbound_port(&path.shared.snapshot.load(), &sni).map(|port| port.protocol);
     match (protocol, h2) {
         (Some(Protocol::Tcp), _) => tcp::inbound(&conn, &sni, io).await,
-        (_, Some(true)) => serve(&conn, io, Wire::Http2, head_by).await,
+        // The preface is waited for under the same deadline.
+        (_, Some(true)) => http(&conn, io, head_by).await,
         (_, Some(false)) => serve(&conn, io, Wire::Http1, head_by).await,
         (Some(Protocol::Detect), None) => detect_inbound(&conn, &sni, io, head_by).await,
-        (_, None) => outbound(&conn, io, head_by).await,
+        (_, None) => http(&conn, io, head_by).await,
     }
 }
 
@@ -308,7 +309,7 @@ async fn plain_inbound(conn: &Rc<Conn>, io: Io, head_by: Instant) {
             record.fail(reason, None);
             record.finish();
         }
-        (_, None) => outbound(conn, io, head_by).await,
+        (_, None) => http(conn, io, head_by).await,
     }
 }
 

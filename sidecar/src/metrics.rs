@@ -17,6 +17,8 @@ use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
+use weft_xds::resource::Cluster;
+
 use crate::{
     balance::{Change, Phase, Upstream},
     reason::Reason,
@@ -114,13 +116,13 @@ struct Families {
     budget: IntGaugeVec,
     limit_used: IntGaugeVec,
     limit_max: IntGaugeVec,
-    limit_rejected: IntGaugeVec,
+    limit_rejected: IntCounterVec,
     dropped_log_lines: IntCounter,
     panics: IntCounter,
     /// All flows that have series.
     flows: Mutex<HashMap<FlowKey, Arc<Series>>>,
-    /// Services that have gauges.
-    gauged: Mutex<Vec<Box<str>>>,
+    /// Services and ports that have gauges.
+    gauged: Mutex<Vec<(Box<str>, u16)>>,
 }
 
 /// Source, destination and route of a flow.
@@ -186,24 +188,73 @@ impl Metrics {
                 &flow,
                 OVERHEAD_SECONDS,
             ),
-            attempts: make.counters("weft_attempts_total", "Tries; retries are those whose kind is not first.", &with(&["kind", "result"])),
-            suppressed: make.counters("weft_retries_suppressed_total", "Retries that were wanted and not made.", &with(&["why"])),
-            bytes: make.counters("weft_bytes_total", "Bytes of bodies and TCP streams, counted as they pass.", &with(&["io"])),
+            attempts: make.counters(
+                "weft_attempts_total",
+                "Tries; retries are those whose kind is not first.",
+                &with(&["kind", "result"]),
+            ),
+            suppressed: make.counters(
+                "weft_retries_suppressed_total",
+                "Retries that were wanted and not made.",
+                &with(&["why"]),
+            ),
+            bytes: make.counters(
+                "weft_bytes_total",
+                "Bytes of bodies and TCP streams, counted as they pass.",
+                &with(&["io"]),
+            ),
             opened: make.counters("weft_connections_opened_total", "Connections opened.", &["direction", "peer"]),
-            closed: make.counters("weft_connections_closed_total", "Connections closed.", &["direction", "peer", "reason"]),
+            closed: make.counters(
+                "weft_connections_closed_total",
+                "Connections closed.",
+                &["direction", "peer", "reason"],
+            ),
             active: make.gauges("weft_connections_active", "Connections that are open.", &["direction", "peer"]),
-            handshakes: make.counters("weft_tls_handshakes_total", "TLS handshakes; plain text counts as result=plaintext.", &["direction", "result", "reason", "group"]),
-            detection: make.histogram("weft_detection_seconds", "Wait for the first bytes where no protocol is declared.", SECONDS),
-            fallbacks: make.counters("weft_detection_fallbacks_total", "Connections taken for TCP because the client was silent.", &["port"]),
-            access: make.counters("weft_access_decisions_total", "Decisions of access policies.", &["decision", "policy", "rule"]),
-            breakers: make.counters("weft_breaker_transitions_total", "Changes of the services' breakers.", &["destination", "to", "cause"]),
-            ejections: make.counters("weft_ejections_total", "Endpoints taken out by their breaker.", &["destination", "cause"]),
-            endpoints: make.gauges("weft_endpoints", "Endpoints by state.", &["destination", "state"]),
-            budget: make.gauges("weft_retry_budget_available", "Retries that could be made now.", &["destination"]),
-            limit_used: make.gauges("weft_limit_in_use", "Used of a limit.", &["destination", "limit"]),
-            limit_max: make.gauges("weft_limit_max", "A limit.", &["destination", "limit"]),
-            limit_rejected: make.gauges("weft_limit_rejected_total", "Rejected by a limit.", &["destination", "limit"]),
-            dropped_log_lines: make.counter("weft_access_log_dropped_total", "Access-log lines dropped because the writer was behind."),
+            handshakes: make.counters(
+                "weft_tls_handshakes_total",
+                "TLS handshakes; plain text counts as result=plaintext.",
+                &["direction", "result", "reason", "group"],
+            ),
+            detection: make.histogram(
+                "weft_detection_seconds",
+                "Wait for the first bytes where no protocol is declared.",
+                SECONDS,
+            ),
+            fallbacks: make.counters(
+                "weft_detection_fallbacks_total",
+                "Connections taken for TCP because the client was silent.",
+                &["port"],
+            ),
+            access: make.counters(
+                "weft_access_decisions_total",
+                "Decisions of access policies.",
+                &["decision", "policy", "rule"],
+            ),
+            breakers: make.counters(
+                "weft_breaker_transitions_total",
+                "Changes of the services' breakers.",
+                &["destination", "port", "to", "cause"],
+            ),
+            ejections: make.counters(
+                "weft_ejections_total",
+                "Endpoints taken out by their breaker.",
+                &["destination", "port", "cause"],
+            ),
+            endpoints: make.gauges("weft_endpoints", "Endpoints by state.", &["destination", "port", "state"]),
+            budget: make.gauges(
+                "weft_retry_budget_available",
+                "Retries that could be made now.",
+                &["destination", "port"],
+            ),
+            limit_used: make.gauges("weft_limit_in_use", "Used of a limit.", &["destination", "port", "limit"]),
+            limit_max: make.gauges("weft_limit_max", "A limit.", &["destination", "port", "limit"]),
+            limit_rejected: make.counters(
+                "weft_limit_rejected_total",
+                "Rejected by a limit.",
+                &["destination", "port", "limit"],
+            ),
+            dropped_log_lines: make
+                .counter("weft_access_log_dropped_total", "Access-log lines dropped because the writer was behind."),
             panics: make.counter("weft_task_panics_total", "Tasks that panicked; each cost one connection."),
             flows: Mutex::default(),
             gauged: Mutex::default(),
@@ -217,7 +268,12 @@ impl Metrics {
         let key = if known || flows.len() < MAX_FLOWS {
             key
         } else {
-            FlowKey { direction: key.direction, source: OVERFLOW.into(), destination: OVERFLOW.into(), route: OVERFLOW.into() }
+            FlowKey {
+                direction: key.direction,
+                source: OVERFLOW.into(),
+                destination: OVERFLOW.into(),
+                route: OVERFLOW.into(),
+            }
         };
         let series = Arc::clone(flows.entry(key.clone()).or_default());
         drop(flows);
@@ -257,20 +313,19 @@ impl Metrics {
     /// Brings the gauges of clusters up to date; called before a scrape.
     pub fn refresh(&self, snapshot: &Snapshot, now: Instant) {
         let mut gauged = self.0.gauged.lock();
-        let mut current: Vec<Box<str>> = Vec::new();
+        let mut current = Vec::with_capacity(snapshot.clusters.len());
         for upstream in snapshot.clusters.values() {
-            let name = &upstream.cluster().name;
-            self.gauge(upstream, now);
-            current.push(name.clone());
+            let cluster = upstream.cluster();
+            self.gauge(upstream, &cluster.service, &cluster.port.to_string(), now);
+            current.push((cluster.service.clone(), cluster.port));
         }
-        for gone in gauged.iter().filter(|name| !current.contains(name)) {
-            self.forget(gone);
+        for (service, port) in gauged.iter().filter(|known| !current.contains(known)) {
+            self.forget(service, &port.to_string());
         }
         *gauged = current;
     }
 
-    fn gauge(&self, upstream: &Upstream, now: Instant) {
-        let name = &*upstream.cluster().name;
+    fn gauge(&self, upstream: &Upstream, service: &str, port: &str, now: Instant) {
         let states = upstream.states();
         for (state, count) in [
             ("ready", states.ready),
@@ -279,28 +334,33 @@ impl Metrics {
             ("draining", states.draining),
             ("unhealthy", states.unhealthy),
         ] {
-            self.0.endpoints.with_label_values(&[name, state]).set(i64::from(count));
+            self.0.endpoints.with_label_values(&[service, port, state]).set(i64::from(count));
         }
         let available = i64::try_from(upstream.budget().available(now)).unwrap_or(i64::MAX);
-        self.0.budget.with_label_values(&[name]).set(available);
+        self.0.budget.with_label_values(&[service, port]).set(available);
         for limit in upstream.limits().all() {
-            let labels = [name, limit.kind().label()];
+            let labels = [service, port, limit.kind().label()];
             self.0.limit_used.with_label_values(&labels).set(i64::from(limit.used()));
             self.0.limit_max.with_label_values(&labels).set(i64::from(limit.max()));
-            self.0.limit_rejected.with_label_values(&labels).set(i64::try_from(limit.rejected()).unwrap_or(i64::MAX));
+            // The limit counts by itself; what it has counted since the last time is added.
+            let rejected = self.0.limit_rejected.with_label_values(&labels);
+            rejected.inc_by(limit.rejected().saturating_sub(rejected.get()));
         }
     }
 
-    fn forget(&self, name: &str) {
-        let states = ["ready", "open", "half_open", "draining", "unhealthy"];
-        let gone = states.iter().map(|state| self.0.endpoints.remove_label_values(&[name, state])).chain(
-            ["connections", "pending", "requests"].iter().flat_map(|limit| {
-                [&self.0.limit_used, &self.0.limit_max, &self.0.limit_rejected]
-                    .map(|family| family.remove_label_values(&[name, limit]))
-            }),
-        );
-        for error in gone.chain([self.0.budget.remove_label_values(&[name])]).filter_map(Result::err) {
-            tracing::trace!(%error, cluster = name, "gauge was not there");
+    fn forget(&self, service: &str, port: &str) {
+        let mut gone = vec![self.0.budget.remove_label_values(&[service, port])];
+        for state in ["ready", "open", "half_open", "draining", "unhealthy"] {
+            gone.push(self.0.endpoints.remove_label_values(&[service, port, state]));
+        }
+        for limit in ["connections", "pending", "requests"] {
+            let labels = [service, port, limit];
+            gone.push(self.0.limit_used.remove_label_values(&labels));
+            gone.push(self.0.limit_max.remove_label_values(&labels));
+            gone.push(self.0.limit_rejected.remove_label_values(&labels));
+        }
+        for error in gone.into_iter().filter_map(Result::err) {
+            tracing::trace!(%error, service, "series was not there");
         }
     }
 
@@ -334,20 +394,19 @@ impl Metrics {
     }
 
     /// A service's breaker changed.
-    pub fn breaker(&self, destination: &str, change: &Change) {
-        self.0.breakers.with_label_values(&[destination, change.to.label(), change.cause.label()]).inc();
-        tracing::info!(destination, from = change.from.label(), to = change.to.label(), cause = change.cause.label(), "circuit breaker");
+    pub fn breaker(&self, cluster: &Cluster, change: &Change) {
+        let (to, cause) = (change.to.label(), change.cause.label());
+        self.0.breakers.with_label_values(&[&cluster.service, &*cluster.port.to_string(), to, cause]).inc();
+        tracing::info!(cluster = &*cluster.name, from = change.from.label(), to, cause, "circuit breaker");
     }
 
     /// An endpoint's breaker changed.
-    pub fn ejection(&self, destination: &str, endpoint: std::net::SocketAddr, change: &Change) {
+    pub fn ejection(&self, cluster: &Cluster, endpoint: std::net::SocketAddr, change: &Change) {
+        let (to, cause) = (change.to.label(), change.cause.label());
         if change.to == Phase::Open {
-            self.0.ejections.with_label_values(&[destination, change.cause.label()]).inc();
+            self.0.ejections.with_label_values(&[&cluster.service, &*cluster.port.to_string(), cause]).inc();
         }
-        tracing::info!(
-            destination, %endpoint, from = change.from.label(), to = change.to.label(), cause = change.cause.label(),
-            "endpoint breaker"
-        );
+        tracing::info!(cluster = &*cluster.name, %endpoint, from = change.from.label(), to, cause, "endpoint breaker");
     }
 
     /// An access-log line was dropped.
@@ -430,8 +489,7 @@ impl Flow {
             let grpc = key.grpc.map(|status| status.to_string()).unwrap_or_default();
             let reason = key.reason.map_or("", Reason::code);
             let tls = if key.tls { "mutual" } else { "none" };
-            let labels =
-                self.labels(&[&self.key.route, key.protocol.label(), &code, &grpc, reason, tls]);
+            let labels = self.labels(&[&self.key.route, key.protocol.label(), &code, &grpc, reason, tls]);
             self.series.note(Family::Requests, &labels);
             self.metrics.0.requests.with_label_values(&labels)
         });

@@ -10,7 +10,7 @@ use std::{
 
 use http::HeaderMap;
 use tokio::io::copy_bidirectional_with_sizes;
-use weft_xds::resource::RouteAction;
+use weft_xds::resource::{Cluster, RouteAction};
 
 use crate::{
     balance::{Failure, Outcome, PickError, Refused, Upstream, request_hash},
@@ -105,7 +105,7 @@ pub struct Dialed {
     picked: crate::balance::Picked,
     admitted: crate::balance::Admitted,
     _permit: Option<crate::balance::LimitPermit>,
-    cluster: Box<str>,
+    cluster: Arc<Cluster>,
 }
 
 impl Dialed {
@@ -172,17 +172,17 @@ pub async fn dial_service(conn: &Conn, authority: &str, record: &Entry) -> Resul
         match connected {
             Ok(Link { io, peer, .. }) => {
                 record.mutual(peer.is_some());
-                let cluster = cluster.name.clone();
+                let cluster = Arc::clone(cluster);
                 return Ok(Dialed { upstream: io, picked, admitted, _permit: Some(permit), cluster });
             }
             Err(failure) => {
                 let outcome = Outcome::Failed(Failure::Connect);
                 if let Some(change) = picked.finish(outcome, Instant::now()) {
-                    conn.worker.path.metrics.ejection(&cluster.name, endpoint, &change);
+                    conn.worker.path.metrics.ejection(cluster, endpoint, &change);
                 }
                 if tried.len() > RETRIES {
                     if let Some(change) = admitted.finish(outcome, Instant::now()) {
-                        conn.worker.path.metrics.breaker(&cluster.name, &change);
+                        conn.worker.path.metrics.breaker(cluster, &change);
                     }
                     return Err(Failed::with(failure.reason, failure.detail));
                 }

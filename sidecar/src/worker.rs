@@ -17,7 +17,10 @@ use weft_xds::resource::{InboundPort, RetryBudget};
 use crate::{
     balance::Budget,
     drain::Side,
-    http::{guard::{ReadTimes, Signals}, upgrade::Tunnel},
+    http::{
+        guard::{ReadTimes, Signals},
+        upgrade::Tunnel,
+    },
     metrics::{Connections, Direction, FLOW_IDLE, Flow, FlowKey, Metrics},
     reason::Reason,
     record::{AccessLog, Slowest},
@@ -85,7 +88,8 @@ impl Default for Bounds {
 /// Connections from outside that the limit on file descriptors allows: each may need one to an upstream, too.
 fn descriptor_budget() -> usize {
     const OTHERS: u64 = 64;
-    let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
+    let limit =
+        nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
     usize::try_from(limit.saturating_sub(OTHERS) / 2).unwrap_or(usize::MAX).max(16)
 }
 

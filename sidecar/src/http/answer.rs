@@ -4,6 +4,7 @@ use std::{
     borrow::Cow,
     pin::Pin,
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -19,7 +20,7 @@ use super::{
     headers,
 };
 use crate::{
-    balance::{Admitted, Failure, Outcome, Picked},
+    balance::{Admitted, Failure, Outcome, Picked, Upstream},
     metrics::{Direction, Speaks},
     reason::Reason,
     record::Record,
@@ -150,24 +151,24 @@ pub struct Served {
     pub upload: Option<Rc<Source>>,
     /// Who serves.
     pub conn: Rc<Conn>,
-    /// `namespace/service:port`, for metrics of breakers.
-    pub cluster: Box<str>,
+    /// Whose breakers are meant. `None`: not a service of the mesh.
+    pub upstream: Option<Arc<Upstream>>,
 }
 
 impl Served {
     /// Reports how it ended, and counts what changed by it.
     pub fn finish(&mut self, outcome: Outcome) {
-        let now = Instant::now();
-        let metrics = &self.conn.worker.path.metrics;
+        let Some(upstream) = &self.upstream else { return };
+        let (now, metrics) = (Instant::now(), &self.conn.worker.path.metrics);
         if let Some(picked) = &mut self.picked
             && let Some(change) = picked.finish(outcome, now)
         {
-            metrics.ejection(&self.cluster, picked.endpoint.address(), &change);
+            metrics.ejection(upstream.cluster(), picked.endpoint.address(), &change);
         }
         if let Some(admitted) = &mut self.admitted
             && let Some(change) = admitted.finish(outcome, now)
         {
-            metrics.breaker(&self.cluster, &change);
+            metrics.breaker(upstream.cluster(), &change);
         }
     }
 }
@@ -313,11 +314,8 @@ impl Answer {
         failure: Failure,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let caller = self.served.as_ref().and_then(|served| served.upload.as_ref()).is_some_and(|body| body.failed());
-        let (reason, outcome) = if caller {
-            (Reason::ClientCancelled, Outcome::Ignored)
-        } else {
-            (reason, Outcome::Failed(failure))
-        };
+        let (reason, outcome) =
+            if caller { (Reason::ClientCancelled, Outcome::Ignored) } else { (reason, Outcome::Failed(failure)) };
         self.record.fail(reason, Some(detail));
         self.from = From_::Broken;
         let trailers = self.record.speaks() == Speaks::Grpc && !caller;

@@ -82,8 +82,7 @@ pub fn classify(conn: &Conn, parts: &mut Parts) -> Result<Call, Failed> {
         Origin::Fixed(key) => Whither::Mesh { key: key.clone(), certainly: true },
         Origin::Outbound => whither(&authority, &conn.worker.path.shared.settings.namespace)?,
     };
-    let to_proxy =
-        parts.method == Method::CONNECT || uri.scheme().is_some() && parts.version != Version::HTTP_2;
+    let to_proxy = parts.method == Method::CONNECT || uri.scheme().is_some() && parts.version != Version::HTTP_2;
     Ok(Call { authority, whither, uri, to_proxy })
 }
 

@@ -114,16 +114,7 @@ impl Guard {
     /// `first_head_by`: the deadline of the first head; it began at accept and covers TLS.
     pub fn new(io: Io, signals: Arc<Signals>, times: ReadTimes, first_head_by: Instant) -> Self {
         let clock = Clock { sleep: None, place: Place::Head, deadline: first_head_by, first: true };
-        Self {
-            io,
-            framing: Framing::default(),
-            held: BytesMut::new(),
-            free: 0,
-            ended: false,
-            signals,
-            times,
-            clock,
-        }
+        Self { io, framing: Framing::default(), held: BytesMut::new(), free: 0, ended: false, signals, times, clock }
     }
 
     /// Refuses what is being read: a head is replaced by the stand-in, a body ends with an error.

@@ -80,7 +80,7 @@ async fn steps(conn: &Rc<Conn>, request: Request<Incoming>, record: &Record) -> 
             let snapshot = conn.worker.path.shared.snapshot.load_full();
             let port = inbound_port(&snapshot, sni).ok_or_else(|| no_port(conn))?;
             record.goes(&conn.worker.path.service, None);
-            // authorize: may this caller ask for this? Only the callee decides.
+            // authorize: may this caller ask for this?
             authorize(conn, port, Some(&head))?;
             let plan = Plan::inbound(conn, port, &call, &head, record);
             exchange(conn, plan, parts, incoming, record).await
@@ -112,8 +112,9 @@ async fn steps(conn: &Rc<Conn>, request: Request<Incoming>, record: &Record) -> 
                 }
                 RouteAction::Redirect(redirect) => {
                     record.goes(key, Some(route));
-                    let (status, location) = rewrite::redirect(redirect, &route.matches.path, &head, &call.authority)
-                        .ok_or_else(|| Failed::with(Reason::InternalError, "the redirect makes no location"))?;
+                    let (status, location) =
+                        rewrite::redirect(redirect, &route.matches.path, &head, &call.authority)
+                            .ok_or_else(|| Failed::with(Reason::InternalError, "the redirect makes no location"))?;
                     return Ok(Reply::Redirect(status, location, route.clone()));
                 }
             };
@@ -162,11 +163,8 @@ enum To<'p> {
 }
 
 /// Nothing is retried but what met a closed pooled connection.
-static REPLAY_ONLY: std::sync::LazyLock<RetryPolicy> = std::sync::LazyLock::new(|| RetryPolicy {
-    retries: 0,
-    on: RetryOn::default(),
-    ..RetryPolicy::default()
-});
+static REPLAY_ONLY: std::sync::LazyLock<RetryPolicy> =
+    std::sync::LazyLock::new(|| RetryPolicy { retries: 0, on: RetryOn::default(), ..RetryPolicy::default() });
 
 impl<'p> Plan<'p> {
     #[expect(clippy::too_many_arguments, reason = "what was decided so far, used once")]
@@ -289,17 +287,19 @@ async fn exchange(
     loop {
         let began = Instant::now();
         let attempt = one_try(conn, &plan, &mut tried, &parts, body.as_ref(), record);
-        let ended = match until(&plan, began, record) {
+        let ended = match plan.deadline.try_until(began) {
             None => within_idle(attempt, plan.idle, record).await,
-            Some((at, bound)) => match tokio::time::timeout_at(at.into(), within_idle(attempt, plan.idle, record)).await {
-                Ok(ended) => ended,
-                Err(_elapsed) => Err(Box::new(Lost::late(bound))),
-            },
+            Some((at, bound)) => {
+                match tokio::time::timeout_at(at.into(), within_idle(attempt, plan.idle, record)).await {
+                    Ok(ended) => ended,
+                    Err(_elapsed) => Err(Box::new(Lost::late(bound))),
+                }
+            }
         };
         record.waited(began.elapsed());
         if let Some(endpoint) = tried.addresses.last() {
             let result = match &ended {
-                Ok(sent) => sent.reason(record).map_or("ok", Reason::code),
+                Ok(sent) => sent.told().map_or("ok", Reason::code),
                 Err(lost) => lost.failed.reason.code(),
             };
             record.tried(Try { endpoint: *endpoint, kind: tried.kind, result, took: began.elapsed() });
@@ -359,7 +359,7 @@ fn finish(
                 && let To::Mesh(upstream) = plan.to
                 && let Some(change) = admitted.finish(lost.outcome, Instant::now())
             {
-                record.conn().worker.path.metrics.breaker(&upstream.cluster().name, &change);
+                record.conn().worker.path.metrics.breaker(upstream.cluster(), &change);
             }
             Err(failed)
         }
@@ -407,10 +407,6 @@ impl Sent {
         self.response.headers().get(headers::REASON).filter(|_| mutual).and_then(Reason::from_header)
     }
 
-    fn reason(&self, _record: &Entry) -> Option<Reason> {
-        self.told()
-    }
-
     /// How the try ended, if it is one that might be repeated.
     fn retriable(&self, record: &Entry) -> Option<Attempt> {
         let code = self.response.status();
@@ -449,10 +445,6 @@ impl Lost {
     fn here(reason: Reason, detail: &str) -> Self {
         Self { failed: Failed::with(reason, detail), attempt: None, outcome: Outcome::Ignored }
     }
-}
-
-fn until(plan: &Plan<'_>, now: Instant, _record: &Entry) -> Option<(Instant, Bound)> {
-    plan.deadline.try_until(now)
 }
 
 /// Ends a try in which no byte moved either way for too long.
@@ -506,14 +498,17 @@ async fn one_try(
         match send(&mut lease, &destination, request).await {
             Ok(response) => {
                 record.progress();
-                let cluster = destination.cluster().into();
+                let upstream = match destination {
+                    Destination::Workload(upstream, _) => Some(upstream),
+                    Destination::App(_) | Destination::External(_) => None,
+                };
                 let served = Served {
                     admitted: None,
                     picked,
                     lease: Some(lease),
                     upload: None,
                     conn: Rc::clone(conn),
-                    cluster,
+                    upstream,
                 };
                 return Ok(Box::new(Sent { response, served }));
             }
@@ -529,11 +524,7 @@ async fn one_try(
     }
 }
 
-fn pick(
-    conn: &Conn,
-    plan: &Plan<'_>,
-    tried: &[SocketAddr],
-) -> Result<(Destination, Option<Picked>), Box<Lost>> {
+fn pick(conn: &Conn, plan: &Plan<'_>, tried: &[SocketAddr]) -> Result<(Destination, Option<Picked>), Box<Lost>> {
     let upstream = match plan.to {
         To::App(address) => return Ok((Destination::App(address), None)),
         To::Outside(address) => return Ok((Destination::External(address), None)),
@@ -548,16 +539,17 @@ fn pick(
     })?;
     if let Some(change) = &picked.change {
         let address = picked.endpoint.address();
-        conn.worker.path.metrics.ejection(&upstream.cluster().name, address, change);
+        conn.worker.path.metrics.ejection(upstream.cluster(), address, change);
     }
     Ok((Destination::Workload(Arc::clone(upstream), Arc::clone(&picked.endpoint)), Some(picked)))
 }
 
 fn report(conn: &Conn, picked: &mut Option<Picked>, destination: &Destination, outcome: Outcome) {
     if let Some(picked) = picked
+        && let Destination::Workload(upstream, endpoint) = destination
         && let Some(change) = picked.finish(outcome, Instant::now())
     {
-        conn.worker.path.metrics.ejection(destination.cluster(), destination.address(), &change);
+        conn.worker.path.metrics.ejection(upstream.cluster(), endpoint.address(), &change);
     }
 }
 
@@ -599,6 +591,7 @@ fn unanswered(
 /// What the next hop gets to see of the request's fields.
 fn prepare(conn: &Conn, plan: &Plan<'_>, fields: &mut HeaderMap, record: &Entry) {
     let hops = headers::hops(fields) + 1;
+    let mesh = !matches!(plan.to, To::Outside(_));
     let attempt = match (&conn.origin, &conn.identity) {
         // What a sidecar says of tries is passed on to the application.
         (Origin::Inbound(_), Some(_)) => fields.get(headers::ATTEMPT).cloned(),
@@ -607,7 +600,10 @@ fn prepare(conn: &Conn, plan: &Plan<'_>, fields: &mut HeaderMap, record: &Entry)
     headers::strip_hop_by_hop(fields);
     headers::strip_ours(fields);
     fields.remove(header::EXPECT);
-    fields.insert(headers::HOPS, HeaderValue::from(hops));
+    fields.remove(headers::HOPS);
+    if mesh {
+        fields.insert(headers::HOPS, HeaderValue::from(hops));
+    }
     if let Some(attempt) = attempt {
         fields.insert(headers::ATTEMPT, attempt);
     }
@@ -737,8 +733,7 @@ fn switched(
     record: Record,
 ) -> Response<Body> {
     let upstream = response.extensions_mut().remove::<OnUpgrade>();
-    let (Some(downstream), Some(upstream), StatusCode::SWITCHING_PROTOCOLS) =
-        (downstream, upstream, response.status())
+    let (Some(downstream), Some(upstream), StatusCode::SWITCHING_PROTOCOLS) = (downstream, upstream, response.status())
     else {
         served.finish(Outcome::Failed(Failure::Status));
         return Failed::with(Reason::UpstreamProtocolError, "101 without having been asked for").answer(record);
@@ -816,7 +811,7 @@ fn admit(conn: &Conn, upstream: &Upstream) -> Result<Admitted, Failed> {
     match upstream.admit(now) {
         Ok(admitted) => {
             if let Some(change) = &admitted.change {
-                conn.worker.path.metrics.breaker(&upstream.cluster().name, change);
+                conn.worker.path.metrics.breaker(upstream.cluster(), change);
             }
             Ok(admitted)
         }
@@ -846,4 +841,34 @@ pub fn unknown(error: DemandError, key: &str) -> Failed {
 fn no_port(conn: &Conn) -> Failed {
     tracing::debug!(peer = %conn.peer, "a request before there is configuration");
     Failed::with(Reason::ConfigTimeout, "this sidecar has no configuration for what comes in yet")
+}
+
+#[cfg(test)]
+mod tests {
+    /// Every step of the page stands in this file in the page's words, and the other way round.
+    #[test]
+    fn the_page_tells_what_the_code_does() {
+        let page = include_str!("../../../docs/request.md");
+        let rows = page.lines().filter(|line| line.starts_with("| ")).skip(1);
+        let told: Vec<(&str, &str)> = rows
+            .map(|row| {
+                let mut cells = row.split('|').map(str::trim).skip(1);
+                (cells.next().unwrap(), cells.next().unwrap())
+            })
+            .collect();
+        let code = include_str!("request.rs");
+        let done: Vec<(&str, &str)> = code
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("// "))
+            .filter_map(|line| line.split_once(": "))
+            .filter(|(step, _)| step.bytes().all(|byte| byte.is_ascii_lowercase()))
+            .collect();
+        for step in &told {
+            assert!(done.contains(step), "{step:?} is told and not done; done is {done:?}");
+        }
+        for step in &done {
+            assert!(told.contains(step), "{step:?} is done and not told");
+        }
+        assert_eq!(told.len(), 10);
+    }
 }

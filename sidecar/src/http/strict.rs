@@ -63,14 +63,25 @@ enum State {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Chunk {
-    Size { value: u64, digits: u8 },
-    SizeLf { value: u64 },
+    Size {
+        value: u64,
+        digits: u8,
+    },
+    SizeLf {
+        value: u64,
+    },
     Data(u64),
     DataCr,
     DataLf,
     /// In a trailer line, `bytes` into the trailers, `line` into the line.
-    Trailer { bytes: u32, line: u32 },
-    TrailerLf { bytes: u32, empty: bool },
+    Trailer {
+        bytes: u32,
+        line: u32,
+    },
+    TrailerLf {
+        bytes: u32,
+        empty: bool,
+    },
 }
 
 /// Most bytes of a head.

@@ -92,7 +92,15 @@ fn what_can_be_read_in_two_ways_is_refused() {
 
 #[test]
 fn request_lines_are_three_words() {
-    for line in ["GET /", "GET  / HTTP/1.1", "GET / HTTP/1.1 x", "GET / HTTP/2.0", "G\0T / HTTP/1.1", "GET /\x01 HTTP/1.1", " / HTTP/1.1"] {
+    for line in [
+        "GET /",
+        "GET  / HTTP/1.1",
+        "GET / HTTP/1.1 x",
+        "GET / HTTP/2.0",
+        "G\0T / HTTP/1.1",
+        "GET /\x01 HTTP/1.1",
+        " / HTTP/1.1",
+    ] {
         let (_, flaw, _) = feed(format!("{line}\r\nHost: a\r\n\r\n").as_bytes(), 7);
         assert_eq!(flaw.map(|flaw| flaw.reason), Some(Reason::ClientProtocolError), "{line:?}");
     }
@@ -104,9 +112,26 @@ fn request_lines_are_three_words() {
 #[test]
 fn chunks_have_plain_sizes() {
     let bodies = [
-        "g\r\n", "\r\n", "+1\r\n", "-1\r\n", "0x1\r\n", " 1\r\n", "1 \r\n", "1\n", "1\rx", "1;a\nb\r\n", "1;a=b\r\n",
-        "ffffffffffffffff\r\n", "10000000000000000\r\n", "1\r\nab\r\n", "1\r\na\n", "1\r\na\rx", "0\r\nX: a\n\r\n",
-        "0\r\n folded\r\n\r\n", "0\r\nX: a\rb\r\n\r\n", "0\r\nX: \0\r\n\r\n",
+        "g\r\n",
+        "\r\n",
+        "+1\r\n",
+        "-1\r\n",
+        "0x1\r\n",
+        " 1\r\n",
+        "1 \r\n",
+        "1\n",
+        "1\rx",
+        "1;a\nb\r\n",
+        "1;a=b\r\n",
+        "ffffffffffffffff\r\n",
+        "10000000000000000\r\n",
+        "1\r\nab\r\n",
+        "1\r\na\n",
+        "1\r\na\rx",
+        "0\r\nX: a\n\r\n",
+        "0\r\n folded\r\n\r\n",
+        "0\r\nX: a\rb\r\n\r\n",
+        "0\r\nX: \0\r\n\r\n",
     ];
     for body in bodies {
         let stream = format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{body}");

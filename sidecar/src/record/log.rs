@@ -32,8 +32,7 @@ impl AccessLog {
     pub fn to(which: settings::AccessLog, format: Format, metrics: Metrics, out: impl Write + Send + 'static) -> Self {
         let (lines, waiting) = sync_channel(WAITING);
         if which != settings::AccessLog::Off {
-            let spawned =
-                std::thread::Builder::new().name("access-log".into()).spawn(move || write_all(&waiting, out));
+            let spawned = std::thread::Builder::new().name("access-log".into()).spawn(move || write_all(&waiting, out));
             if let Err(error) = spawned {
                 tracing::error!(%error, "the access log's thread did not start; lines will be dropped and counted");
             }

@@ -39,10 +39,13 @@ const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// All pools of a worker.
 #[derive(Debug)]
 pub struct Pools {
-    hosts: RefCell<HashMap<(SocketAddr, Wire), Vec<Rc<Host>>>>,
+    hosts: RefCell<HashMap<(SocketAddr, Wire), Hosts>>,
     upstream: Connections,
     app: Connections,
 }
+
+/// Of one address, by cluster: there are few.
+type Hosts = Vec<Rc<Host>>;
 
 /// Connections to one destination for one cluster.
 #[derive(Debug)]
@@ -181,6 +184,14 @@ impl Pools {
         });
     }
 
+    /// Closes the unused connections of a cluster.
+    fn close_idle(&self, cluster: &str) {
+        for host in self.hosts.borrow().values().flatten().filter(|host| *host.cluster == *cluster) {
+            host.idle.take();
+            host.shared.borrow_mut().retain(|shared| shared.streams.get() > 0);
+        }
+    }
+
     fn host(&self, to: &Destination, wire: Wire) -> Rc<Host> {
         let mut all = self.hosts.borrow_mut();
         let hosts = all.entry((to.address(), wire)).or_default();
@@ -306,12 +317,8 @@ impl Pools {
             }
         });
         let mutual = peer.is_some();
-        let shared = Rc::new(Shared {
-            sender,
-            peer: peer.clone(),
-            streams: Cell::new(0),
-            since: Cell::new(Instant::now()),
-        });
+        let shared =
+            Rc::new(Shared { sender, peer: peer.clone(), streams: Cell::new(0), since: Cell::new(Instant::now()) });
         host.shared.borrow_mut().push(Rc::clone(&shared));
         let sender = Sender::Http2(StreamGuard::new(&shared));
         Ok(Lease { sender, reused: false, mutual, peer, host: Rc::clone(host) })
@@ -337,7 +344,13 @@ impl Host {
                 continue;
             }
             let mutual = peer.is_some();
-            return Some(Lease { sender: Sender::Http1(Some(sender)), reused: true, mutual, peer, host: Rc::clone(self) });
+            return Some(Lease {
+                sender: Sender::Http1(Some(sender)),
+                reused: true,
+                mutual,
+                peer,
+                host: Rc::clone(self),
+            });
         }
     }
 
@@ -381,9 +394,10 @@ async fn permit(worker: &Worker, to: &Destination, host: &Rc<Host>) -> Result<Pe
         return Ok(Permit::Dial(Some(permit)));
     }
     let overflow = |reason: Reason, what: &str| ConnectFailure { reason, detail: what.into() };
-    let _pending = limits.pending.acquire().map_err(|kind: LimitKind| {
-        overflow(Reason::OverflowPending, kind.label())
-    })?;
+    let _pending =
+        limits.pending.acquire().map_err(|kind: LimitKind| overflow(Reason::OverflowPending, kind.label()))?;
+    // What is kept for other endpoints of the cluster makes room.
+    worker.pools.close_idle(to.cluster());
     let deadline = tokio::time::Instant::now() + worker.path.bounds.pending;
     while tokio::time::Instant::now() < deadline {
         let again = deadline.min(tokio::time::Instant::now() + LOOK_AGAIN);

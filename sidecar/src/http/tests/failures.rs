@@ -1,6 +1,6 @@
 //! Every failure has its reason, and what is refused reaches nobody.
 
-use std::time::Duration;
+use std::{cell::Cell, rc::Rc, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -42,8 +42,16 @@ fn what_the_caller_gets_wrong() {
             ("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\nConnection: close\r\n\r\n", "400", "bad_host"),
             ("GET http://orders/ HTTP/1.1\r\nHost: other\r\nConnection: close\r\n\r\n", "400", "bad_host"),
             ("GET / HTTP/1.1\r\nHost: a@b\r\nConnection: close\r\n\r\n", "400", "bad_host"),
-            ("POST / HTTP/1.1\r\nHost: orders\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "400", "ambiguous_framing"),
-            ("POST / HTTP/1.1\r\nHost: orders\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd", "400", "ambiguous_framing"),
+            (
+                "POST / HTTP/1.1\r\nHost: orders\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+                "400",
+                "ambiguous_framing",
+            ),
+            (
+                "POST / HTTP/1.1\r\nHost: orders\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
+                "400",
+                "ambiguous_framing",
+            ),
             ("POST / HTTP/1.1\r\nHost: orders\r\nTransfer-Encoding: gzip\r\n\r\n", "400", "ambiguous_framing"),
             ("GET / HTTP/1.1\nHost: orders\n\n", "400", "ambiguous_framing"),
             ("GET / HTTP/1.1\r\nHost: orders\r\nno colon\r\n\r\n", "400", "client_protocol_error"),
@@ -159,7 +167,10 @@ fn access_is_decided_at_the_callee_and_the_answer_names_the_rule() {
             let request = format!("GET {path} HTTP/1.1\r\nHost: orders\r\nConnection: close\r\n\r\n");
             expect(&mesh, &request, "403", "access_denied").await;
             let answer = mesh.ask(&request).await;
-            assert!(answer.contains("policy=default/no-admin rule=web caller=spiffe://weft.local/ns/default/sa/web"), "{answer}");
+            assert!(
+                answer.contains("policy=default/no-admin rule=web caller=spiffe://weft.local/ns/default/sa/web"),
+                "{answer}"
+            );
         }
         assert!(mesh.ask(GET).await.starts_with("HTTP/1.1 200 "));
         assert_eq!(seen.count(), 1);
@@ -222,9 +233,10 @@ fn what_the_application_gets_wrong() {
 #[test]
 fn an_application_cannot_speak_for_a_sidecar() {
     stage(async {
-        let (app, _) =
-            answering(&["HTTP/1.1 200 OK\r\nweft-reason: breaker_open; side=app\r\nx-weft-x: 1\r\ncontent-length: 2\r\n\r\nok"])
-                .await;
+        let (app, _) = answering(&[
+            "HTTP/1.1 200 OK\r\nweft-reason: breaker_open; side=app\r\nx-weft-x: 1\r\ncontent-length: 2\r\n\r\nok",
+        ])
+        .await;
         let answer = Mesh::start(app, &Setup::default()).ask(GET).await;
         assert!(!answer.contains("weft"), "{answer}");
     });
@@ -268,7 +280,7 @@ fn limits_and_breakers_say_so() {
         }
         expect(&mesh, GET, "503", "breaker_open").await;
         assert_eq!(seen.count(), 5);
-        let line = "weft_breaker_transitions_total{cause=\"status\",destination=\"default/orders:80\",to=\"open\"} 1\n";
+        let line = "weft_breaker_transitions_total{cause=\"status\",destination=\"default/orders\",port=\"80\",to=\"open\"} 1\n";
         assert!(mesh.metrics()[0].contains(line), "{}", mesh.metrics()[0]);
     });
 }
@@ -276,9 +288,16 @@ fn limits_and_breakers_say_so() {
 #[test]
 fn a_caller_that_leaves_is_counted_and_frees_what_it_held() {
     stage(async {
-        let silent = app(|mut stream, _| async move {
-            read_message(&mut stream).await;
-            drop(stream.read_u8().await);
+        let (heard, told) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(false)));
+        let notes = (Rc::clone(&heard), Rc::clone(&told));
+        let silent = app(move |mut stream, _| {
+            let (heard, told) = notes.clone();
+            async move {
+                read_message(&mut stream).await;
+                heard.set(true);
+                // The end of the connection reaches the application, too.
+                told.set(stream.read_u8().await.is_err());
+            }
         })
         .await;
         let mesh = Mesh::start(silent, &Setup::default());
@@ -286,11 +305,12 @@ fn a_caller_that_leaves_is_counted_and_frees_what_it_held() {
         let used = || snapshot.clusters["default/orders:80"].limits().requests.used();
         let mut held = TcpStream::connect(mesh.outbound).await.unwrap();
         held.write_all(b"GET / HTTP/1.1\r\nHost: orders\r\n\r\n").await.unwrap();
-        while used() == 0 {
+        while !heard.get() {
             tokio::task::yield_now().await;
         }
+        assert_eq!(used(), 1);
         drop(held);
-        while used() > 0 {
+        while used() > 0 || !told.get() {
             tokio::task::yield_now().await;
         }
         let counted = "reason=\"client_cancelled\"";
@@ -306,7 +326,8 @@ fn more_connections_than_fit_are_told_so() {
         let (app, _) = answering(&[OK]).await;
         let bounds = Bounds { connections: 2, ..Bounds::default() };
         let mesh = Mesh::start(app, &Setup { bounds, ..Setup::default() });
-        let _held = [TcpStream::connect(mesh.outbound).await.unwrap(), TcpStream::connect(mesh.outbound).await.unwrap()];
+        let _held =
+            [TcpStream::connect(mesh.outbound).await.unwrap(), TcpStream::connect(mesh.outbound).await.unwrap()];
         while mesh.caller.shared.drain.outbound.open() < 2 {
             tokio::task::yield_now().await;
         }

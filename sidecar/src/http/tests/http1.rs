@@ -40,7 +40,10 @@ fn a_request_crosses_both_sidecars() {
         let line = "weft_requests_total{code=\"200\",destination=\"default/orders\",direction=\"outbound\",\
                     grpc_status=\"\",protocol=\"http1\",reason=\"\",route=\"default\",source=\"default/web\",tls=\"mutual\"} 1";
         assert!(caller.contains(line), "{caller}");
-        assert!(callee.contains("weft_tls_handshakes_total{direction=\"inbound\",group=\"X25519MLKEM768\""), "{callee}");
+        assert!(
+            callee.contains("weft_tls_handshakes_total{direction=\"inbound\",group=\"X25519MLKEM768\""),
+            "{callee}"
+        );
     });
 }
 
@@ -226,7 +229,10 @@ fn connections_are_kept_and_used_again() {
             assert!(read_message(&mut stream).await.unwrap().ends_with("ok"));
         }
         let [caller, callee] = mesh.metrics();
-        assert!(caller.contains("weft_connections_opened_total{direction=\"outbound\",peer=\"upstream\"} 1\n"), "{caller}");
+        assert!(
+            caller.contains("weft_connections_opened_total{direction=\"outbound\",peer=\"upstream\"} 1\n"),
+            "{caller}"
+        );
         assert!(callee.contains("weft_connections_opened_total{direction=\"inbound\",peer=\"app\"} 1\n"), "{callee}");
     });
 }

@@ -92,7 +92,10 @@ fn one_connection_carries_many_streams() {
         });
         futures_util::future::join_all(calls).await;
         let [caller, callee] = mesh.metrics();
-        assert!(caller.contains("weft_connections_opened_total{direction=\"outbound\",peer=\"upstream\"} 1\n"), "{caller}");
+        assert!(
+            caller.contains("weft_connections_opened_total{direction=\"outbound\",peer=\"upstream\"} 1\n"),
+            "{caller}"
+        );
         assert!(callee.contains("weft_connections_opened_total{direction=\"inbound\",peer=\"app\"} 1\n"), "{callee}");
     });
 }
@@ -120,9 +123,8 @@ fn http2_reaches_an_http1_application() {
 fn http1_reaches_an_http2_application() {
     stage(async {
         let mesh = Mesh::start(echo().await, &Setup { protocol: Protocol::Http2, ..Setup::default() });
-        let answer = mesh
-            .ask("POST /x HTTP/1.1\r\nHost: orders\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc")
-            .await;
+        let answer =
+            mesh.ask("POST /x HTTP/1.1\r\nHost: orders\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc").await;
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("abc"), "{answer}");
     });
 }

@@ -92,8 +92,6 @@ pub struct Mesh {
     pub inbound: SocketAddr,
     /// The caller's.
     pub caller: Arc<DataPath>,
-    /// The callee's.
-    pub callee: Arc<DataPath>,
     registries: [Registry; 2],
 }
 
@@ -124,9 +122,9 @@ impl Mesh {
         let caller = data_path("web", &[], &ca, setup.bounds, &registries[0], vec![outbound, local]);
         let endpoints = setup.endpoints.clone().unwrap_or_else(|| vec![inbound]);
         caller.shared.snapshot.store(Arc::new(calls(setup, &endpoints)));
-        tokio::task::spawn_local(listener::run(Arc::clone(&callee), callee_sockets));
+        tokio::task::spawn_local(listener::run(callee, callee_sockets));
         tokio::task::spawn_local(listener::run(Arc::clone(&caller), caller_sockets));
-        Self { outbound, local, inbound, caller, callee, registries }
+        Self { outbound, local, inbound, caller, registries }
     }
 
     /// Sends bytes to the outbound port and reads to the end.

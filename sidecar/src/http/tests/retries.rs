@@ -36,7 +36,10 @@ fn a_post_answered_503_is_sent_once() {
         assert!(answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("busy"), "{answer}");
         assert_eq!(seen.count(), 1);
         let [caller, _] = mesh.metrics();
-        assert!(caller.contains("weft_retries_suppressed_total") && caller.contains("why=\"not_idempotent\""), "{caller}");
+        assert!(
+            caller.contains("weft_retries_suppressed_total") && caller.contains("why=\"not_idempotent\""),
+            "{caller}"
+        );
     });
 }
 
@@ -187,16 +190,16 @@ fn a_connection_that_ends_under_a_request_is_replayed_only_when_safe() {
 #[test]
 fn nothing_is_repeated_once_an_answer_began() {
     stage(async {
-        let (app, seen) = answering(&[
-            "HTTP/1.1 200 OK\r\ncontent-length: 10\r\nconnection: close\r\n\r\nhalf",
-        ])
-        .await;
+        let (app, seen) = answering(&["HTTP/1.1 200 OK\r\ncontent-length: 10\r\nconnection: close\r\n\r\nhalf"]).await;
         let mesh = Mesh::start(app, &Setup { route: quick, ..Setup::default() });
         let answer = mesh.ask(GET).await;
         assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("half"), "{answer}");
         assert_eq!(seen.count(), 1);
         let [caller, callee] = mesh.metrics();
-        assert!(callee.contains("reason=\"app_reset\"") && caller.contains("reason=\"upstream_reset\""), "{caller}{callee}");
+        assert!(
+            callee.contains("reason=\"app_reset\"") && caller.contains("reason=\"upstream_reset\""),
+            "{caller}{callee}"
+        );
     });
 }
 

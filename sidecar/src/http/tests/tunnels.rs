@@ -57,7 +57,8 @@ fn nothing_is_tunnelled_before_the_backend_agrees() {
 #[test]
 fn a_switch_that_nobody_asked_for_is_no_answer() {
     stage(async {
-        let (app, _) = answering(&["HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n"]).await;
+        let (app, _) =
+            answering(&["HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n"]).await;
         let mesh = Mesh::start(app, &Setup::default());
         let answer = mesh.ask("GET / HTTP/1.1\r\nHost: orders\r\nConnection: close\r\n\r\n").await;
         assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
@@ -113,10 +114,13 @@ fn connect_reaches_neither_loopback_nor_the_sidecar() {
         let (app, _) = answering(&[OK]).await;
         let mesh = Mesh::start(app, &Setup::default());
         let own = mesh.inbound;
-        for host in ["127.0.0.1:80", "localhost:80", "[::1]:80", "0.0.0.0:80", "[::ffff:127.0.0.1]:80", &own.to_string()] {
+        for host in
+            ["127.0.0.1:80", "localhost:80", "[::1]:80", "0.0.0.0:80", "[::ffff:127.0.0.1]:80", &own.to_string()]
+        {
             let answer = mesh.ask(&format!("CONNECT {host} HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
             assert!(answer.starts_with("HTTP/1.1 403 ") && answer.contains("external_refused"), "{host}: {answer}");
-            let answer = mesh.ask(&format!("GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")).await;
+            let answer =
+                mesh.ask(&format!("GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")).await;
             assert!(answer.starts_with("HTTP/1.1 403 ") && answer.contains("external_refused"), "{host}: {answer}");
         }
         let answer = mesh.ask("CONNECT nobody:80 HTTP/1.1\r\nHost: nobody:80\r\n\r\n").await;
