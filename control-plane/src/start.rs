@@ -202,9 +202,20 @@ fn open_certificates(
         trust_domain: settings.trust_domain.clone(),
         import,
         ttl: settings.certificate_ttl,
-        names: settings.advertise.iter().cloned().collect(),
+        names: server_names(settings),
     };
     Ok(Certificates::open(settings, Tokens::new(store.clone()), prometheus, SystemTime::now())?)
+}
+
+/// What clients that check host names, such as curl and gRPC's C core, may have dialled.
+fn server_names(settings: &Settings) -> Vec<String> {
+    let bound = [settings.grpc.ip(), settings.http.ip()].into_iter().filter(|ip| !ip.is_unspecified());
+    let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+    names.extend(bound.map(|ip| ip.to_string()));
+    names.extend(settings.advertise.iter().cloned());
+    names.sort();
+    names.dedup();
+    names
 }
 
 fn open_operator(
