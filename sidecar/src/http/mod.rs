@@ -5,9 +5,12 @@ pub mod body;
 pub mod classify;
 pub mod guard;
 pub mod headers;
+mod plan;
+mod reply;
 pub mod request;
 pub mod serve;
 pub mod strict;
+mod tries;
 pub mod upgrade;
 
 #[cfg(test)]

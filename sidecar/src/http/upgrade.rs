@@ -4,17 +4,26 @@
 
 use std::{net::SocketAddr, rc::Rc};
 
+use http::request::Parts;
 use hyper::upgrade::OnUpgrade;
 
-use super::answer::{Failed, Served};
+use super::{
+    answer::{Failed, Served},
+    classify::{Call, Whither},
+    reply::Reply,
+    request::unknown,
+};
 use crate::{
     balance::Outcome,
+    demand::DemandError,
     io::Io,
     listener,
     reason::Reason,
     record::{Entry, Record},
     route::{Authority, Host},
+    shared::Alpn,
     tcp,
+    upstream::{self, Destination},
     worker::{Conn, Origin},
 };
 
@@ -99,4 +108,32 @@ pub async fn outside(conn: &Conn, authority: &Authority<'_>, record: &Entry) -> 
         (None, false) => Err(Reason::ExternalRefused.into()),
         (None, true) => Err(Failed::told(Reason::ExternalConnectFailed, "the name has no address")),
     }
+}
+
+/// CONNECT: to a service it is ended here, and what flows inside is a connection like any other; to the outside world
+/// it is a tunnel.
+pub(super) async fn connect(conn: &Rc<Conn>, call: Call, mut parts: Parts, record: &Record) -> Result<Reply, Failed> {
+    let downstream = parts
+        .extensions
+        .remove::<OnUpgrade>()
+        .ok_or_else(|| Failed::told(Reason::ClientProtocolError, "this connection cannot be switched"))?;
+    if conn.depth > 0 {
+        return Err(Reason::LoopDetected.into());
+    }
+    if let Whither::Mesh { key, certainly } = &call.whither {
+        let shared = &conn.worker.path.shared;
+        match shared.demand.ensure(shared, key).await {
+            Ok(_ready) => {
+                record.goes(&conn.worker.path.service, None);
+                return Ok(Reply::Connected(Tunnel::Mesh { downstream, authority: key.clone() }));
+            }
+            Err(DemandError::NotFound) if !certainly => {}
+            Err(error) => return Err(unknown(error, key)),
+        }
+    }
+    let address = outside(conn, &call.authority, record).await?;
+    let stream = upstream::connect(&conn.worker, &Destination::External(address), Alpn::None)
+        .await
+        .map_err(|failure| Failed::with(failure.reason, failure.detail))?;
+    Ok(Reply::Connected(Tunnel::Outside { downstream, upstream: Box::new(stream.io) }))
 }

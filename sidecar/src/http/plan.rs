@@ -1,0 +1,238 @@
+//! What becomes of a request that is let through, and how it looks to the next hop. Pure.
+
+use std::{
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    sync::LazyLock,
+    time::{Duration, Instant},
+};
+
+use http::{
+    HeaderMap, HeaderValue, Request, Uri, Version, header,
+    request::Parts,
+    uri::{PathAndQuery, Scheme},
+};
+use weft_xds::resource::{Forward, HeaderEdits, InboundPort, Protocol, RetryOn, RetryPolicy, Route};
+
+use super::{
+    body::{Body, Source},
+    classify::Call,
+    headers,
+};
+use crate::{
+    balance::{Admitted, Budget, Upstream, request_hash},
+    metrics::Speaks,
+    policy::{
+        retry::RetryPlan,
+        timeouts::{Deadline, parse_grpc_timeout},
+    },
+    record::Entry,
+    route::{Head, headers::edit, rewrite},
+    upstream::Wire,
+    worker::{Conn, Origin},
+};
+
+/// What becomes of a request that is let through.
+pub(super) struct Plan<'p> {
+    pub(super) to: To<'p>,
+    pub(super) admitted: Option<Admitted>,
+    /// What the request line will say.
+    pub(super) path: PathAndQuery,
+    /// What Host or `:authority` will say.
+    pub(super) host: HeaderValue,
+    pub(super) wire: Wire,
+    pub(super) retry: RetryPlan<'p>,
+    pub(super) budget: &'p Budget,
+    pub(super) deadline: Deadline,
+    pub(super) idle: Duration,
+    pub(super) hash: Option<u64>,
+    pub(super) edits: [Option<&'p HeaderEdits>; 2],
+    pub(super) answer_edits: Option<(Arc<Route>, HeaderEdits)>,
+    pub(super) upgrade: Option<HeaderValue>,
+    pub(super) source: SocketAddr,
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum To<'p> {
+    Mesh(&'p Arc<Upstream>),
+    App(SocketAddr),
+    Outside(SocketAddr),
+}
+
+/// Nothing is retried but what met a closed pooled connection.
+static REPLAY_ONLY: LazyLock<RetryPolicy> =
+    LazyLock::new(|| RetryPolicy { retries: 0, on: RetryOn::default(), ..RetryPolicy::default() });
+
+impl<'p> Plan<'p> {
+    #[expect(clippy::too_many_arguments, reason = "what was decided so far, used once")]
+    pub(super) fn mesh(
+        conn: &'p Conn,
+        upstream: &'p Arc<Upstream>,
+        admitted: Admitted,
+        route: &'p Arc<Route>,
+        forward: &'p Forward,
+        call: &Call,
+        head: &Head<'_>,
+        record: &Entry,
+    ) -> Self {
+        let mut plan = Self::plain(conn, To::Mesh(upstream), call, head, record);
+        let asked = head.headers.get("grpc-timeout").filter(|_| record.speaks() == Speaks::Grpc);
+        plan.admitted = Some(admitted);
+        plan.retry = RetryPlan::new(forward.retry.as_ref(), head.method);
+        plan.budget = upstream.budget();
+        plan.deadline = Deadline::new(
+            record.started(),
+            forward.timeout,
+            asked.and_then(|asked| parse_grpc_timeout(asked.as_bytes())),
+            plan.retry.policy().per_try_timeout,
+        );
+        plan.idle = forward.idle_timeout.unwrap_or(plan.idle);
+        plan.hash = request_hash(&upstream.cluster().balancer, &forward.hash, head.headers, conn.peer.ip());
+        if let Some(rewrite) = &forward.rewrite {
+            let path = rewrite::rewrite(rewrite, &route.matches.path, head.path, head.query);
+            plan.path = PathAndQuery::try_from(path).unwrap_or(plan.path);
+        }
+        if let Some(host) = &forward.host_rewrite {
+            plan.host = host.clone();
+        }
+        let http2 = match upstream.cluster().protocol {
+            Protocol::Http2 | Protocol::Grpc => true,
+            Protocol::Http | Protocol::Detect => record.speaks() != Speaks::Http1,
+            Protocol::Tcp => false,
+        };
+        plan.wire = wire(http2, plan.upgrade.is_some());
+        plan
+    }
+
+    pub(super) fn inbound(conn: &'p Conn, port: &InboundPort, call: &Call, head: &Head<'_>, record: &Entry) -> Self {
+        let app = conn.worker.path.app(port.port);
+        let mut plan = Self::plain(conn, To::App(app), call, head, record);
+        plan.deadline = Deadline::new(record.started(), port.request_timeout, None, None);
+        let http2 = match port.protocol {
+            Protocol::Http2 | Protocol::Grpc => true,
+            Protocol::Http => record.speaks() == Speaks::Grpc,
+            Protocol::Detect => record.speaks() != Speaks::Http1,
+            Protocol::Tcp => false,
+        };
+        plan.wire = wire(http2, plan.upgrade.is_some());
+        plan
+    }
+
+    pub(super) fn outside(conn: &'p Conn, address: SocketAddr, call: &Call, head: &Head<'_>, record: &Entry) -> Self {
+        Self::plain(conn, To::Outside(address), call, head, record)
+    }
+
+    pub(super) fn plain(conn: &'p Conn, to: To<'p>, call: &Call, head: &Head<'_>, record: &Entry) -> Self {
+        let raw = call.uri.path_and_query().map_or("/", PathAndQuery::as_str);
+        let path = match (head.query, raw.strip_prefix(head.path)) {
+            // What normalisation left as it was is not copied.
+            (None, Some("")) => call.uri.path_and_query().cloned(),
+            (Some(query), Some(rest)) if rest.strip_prefix('?') == Some(query) => call.uri.path_and_query().cloned(),
+            (query, _) => {
+                let query = query.map(|query| format!("?{query}")).unwrap_or_default();
+                PathAndQuery::try_from(format!("{}{query}", head.path)).ok()
+            }
+        };
+        // A fixed authority is the name that counts; what the application calls its local port by is nobody's name.
+        let host = match &conn.origin {
+            Origin::Fixed(key) => HeaderValue::from_str(key).ok(),
+            Origin::Outbound | Origin::Inbound(_) => match head.headers.get(header::HOST) {
+                Some(host) if host == call.authority.host() => Some(host.clone()),
+                _ => HeaderValue::from_str(&call.authority.to_string()).ok(),
+            },
+        };
+        let upgrade = headers::asks_upgrade(head.headers).filter(|_| record.speaks() == Speaks::Http1);
+        Self {
+            to,
+            admitted: None,
+            path: path.unwrap_or_else(|| PathAndQuery::from_static("/")),
+            host: host.unwrap_or_else(|| HeaderValue::from_static("unknown")),
+            wire: Wire::Http1,
+            retry: RetryPlan::new(Some(&REPLAY_ONLY), head.method),
+            budget: &conn.worker.app_budget,
+            deadline: Deadline::new(record.started(), None, None, None),
+            idle: conn.worker.path.bounds.stream_idle,
+            hash: None,
+            edits: [None, None],
+            answer_edits: None,
+            upgrade,
+            source: conn.peer,
+        }
+    }
+}
+
+pub(super) fn wire(http2: bool, upgrade: bool) -> Wire {
+    if http2 && !upgrade { Wire::Http2 } else { Wire::Http1 }
+}
+
+/// What the next hop gets to see of the request's fields.
+pub(super) fn prepare(conn: &Conn, plan: &Plan<'_>, fields: &mut HeaderMap, record: &Entry) {
+    let hops = headers::hops(fields) + 1;
+    let mesh = !matches!(plan.to, To::Outside(_));
+    let attempt = match (&conn.origin, &conn.identity) {
+        // What a sidecar says of tries is passed on to the application.
+        (Origin::Inbound(_), Some(_)) => fields.get(headers::ATTEMPT).cloned(),
+        _ => None,
+    };
+    headers::strip_hop_by_hop(fields);
+    headers::strip_ours(fields);
+    fields.remove(header::EXPECT);
+    fields.remove(headers::HOPS);
+    if mesh {
+        fields.insert(headers::HOPS, HeaderValue::from(hops));
+    }
+    if let Some(attempt) = attempt {
+        fields.insert(headers::ATTEMPT, attempt);
+    }
+    record.trace(headers::ensure_trace(fields));
+    if let Origin::Inbound(_) = conn.origin {
+        let proto = if conn.identity.is_some() { "https" } else { "http" };
+        fields.insert(headers::FORWARDED_PROTO, HeaderValue::from_static(proto));
+        let from = plan.source.ip().to_canonical().to_string();
+        fields.insert(headers::FORWARDED_FOR, HeaderValue::try_from(from).expect("an address is a header value"));
+        if let (Some(peer), Some(own)) = (&conn.identity, conn.worker.path.shared.tls.load().as_ref()) {
+            let said = format!("By={};URI={peer}", own.id);
+            fields.insert(headers::CLIENT_CERT, HeaderValue::try_from(said).expect("a SPIFFE ID is a header value"));
+        }
+    }
+    for edits in plan.edits.into_iter().flatten() {
+        edit(edits, fields);
+    }
+    if let Some(to) = &plan.upgrade {
+        fields.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        fields.insert(header::UPGRADE, to.clone());
+    }
+    match plan.wire {
+        Wire::Http1 => {
+            fields.insert(header::HOST, plan.host.clone());
+        }
+        Wire::Http2 => {
+            fields.remove(header::HOST);
+        }
+    }
+}
+
+/// The request of one try.
+pub(super) fn build(plan: &Plan<'_>, number: u32, parts: &Parts, body: Option<&Rc<Source>>) -> Request<Body> {
+    let mut request = Request::new(body.map_or(Body::Empty, |body| Body::Upload(body.upload())));
+    *request.method_mut() = parts.method.clone();
+    *request.headers_mut() = parts.headers.clone();
+    let mut uri = http::uri::Parts::default();
+    uri.path_and_query = Some(plan.path.clone());
+    if plan.wire == Wire::Http2 {
+        uri.scheme = Some(Scheme::HTTP);
+        uri.authority = http::uri::Authority::try_from(plan.host.as_bytes()).ok();
+        *request.version_mut() = Version::HTTP_2;
+    }
+    *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
+    if number > 1 {
+        request.headers_mut().insert(headers::ATTEMPT, HeaderValue::from(number));
+    }
+    if request.headers().contains_key("grpc-timeout")
+        && let Some(left) = plan.deadline.grpc_timeout(Instant::now())
+    {
+        request.headers_mut().insert("grpc-timeout", left);
+    }
+    request
+}

@@ -1,0 +1,185 @@
+//! One try of a request: how it stands, and how it ended.
+
+use std::{
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use http::{Response, header};
+use hyper::body::Incoming;
+
+use super::{
+    answer::{Failed, Served},
+    headers,
+};
+use crate::{
+    balance::{Failure, Outcome, Picked},
+    metrics::{AttemptKind, Speaks},
+    policy::{backoff::parse_retry_after, retry::Attempt, timeouts::Bound},
+    reason::{Executed, Reason},
+    record::Entry,
+    upstream::{ConnectFailure, Destination, Lease, Missed, Stage, Wire},
+    worker::Conn,
+};
+
+/// State of the tries of one request.
+pub(super) struct Tried {
+    /// Where it has been; others are preferred.
+    pub(super) addresses: Vec<SocketAddr>,
+    /// Why the next try is made.
+    pub(super) kind: AttemptKind,
+    /// The next try goes over a new connection.
+    pub(super) fresh: bool,
+    /// Number of the next try; replays do not count.
+    pub(super) number: u32,
+}
+
+impl Default for Tried {
+    fn default() -> Self {
+        Self { addresses: Vec::new(), kind: AttemptKind::First, fresh: false, number: 1 }
+    }
+}
+
+impl Tried {
+    pub(super) fn next(&mut self, replay: bool) {
+        self.kind = if replay { AttemptKind::ReuseReplay } else { AttemptKind::Retry };
+        self.fresh = replay;
+        self.number += u32::from(!replay);
+    }
+}
+
+/// Where a try goes.
+pub(super) struct Aim {
+    pub(super) destination: Destination,
+    /// The endpoint's in-flight count and breaker, where it is a workload of the mesh.
+    pub(super) picked: Option<Picked>,
+}
+
+impl Aim {
+    /// Tells the endpoint's breaker how the try ended.
+    pub(super) fn report(&mut self, conn: &Conn, outcome: Outcome) {
+        if let Some(picked) = &mut self.picked
+            && let Destination::Workload(upstream, endpoint) = &self.destination
+            && let Some(change) = picked.finish(outcome, Instant::now())
+        {
+            conn.worker.path.metrics.ejection(upstream.cluster(), endpoint.address(), &change);
+        }
+    }
+
+    /// What is held until the answer's last byte.
+    pub(super) fn served(&mut self, conn: &Rc<Conn>, lease: Lease) -> Served {
+        let upstream = match &self.destination {
+            Destination::Workload(upstream, _) => Some(Arc::clone(upstream)),
+            Destination::App(_) | Destination::External(_) => None,
+        };
+        let (picked, lease) = (self.picked.take(), Some(lease));
+        Served { admitted: None, picked, lease, upload: None, conn: Rc::clone(conn), upstream }
+    }
+}
+
+/// An answer's head has come.
+pub(super) struct Sent {
+    pub(super) response: Response<Incoming>,
+    pub(super) served: Served,
+}
+
+impl Sent {
+    pub(super) fn grpc(&self) -> Option<u8> {
+        headers::grpc_status(self.response.headers())
+    }
+
+    /// What the peer's sidecar says, when it is one.
+    pub(super) fn told(&self) -> Option<Reason> {
+        let mutual = self.served.lease.as_ref().is_some_and(|lease| lease.mutual);
+        self.response.headers().get(headers::REASON).filter(|_| mutual).and_then(Reason::from_header)
+    }
+
+    /// How the try ended, if it is one that might be repeated.
+    pub(super) fn retriable(&self, record: &Entry) -> Option<Attempt> {
+        let code = self.response.status();
+        if self.told().is_some_and(|reason| reason.executed() == Executed::No && code.is_server_error()) {
+            return Some(Attempt::NotExecuted);
+        }
+        match self.grpc() {
+            Some(0) => None,
+            Some(status) if record.speaks() == Speaks::Grpc => Some(Attempt::GrpcStatus(status)),
+            Some(_) | None if code.is_server_error() || code.is_client_error() => {
+                let after = self.response.headers().get(header::RETRY_AFTER);
+                Some(Attempt::Status { code, retry_after: after.and_then(|after| parse_retry_after(after.as_bytes())) })
+            }
+            Some(_) | None => None,
+        }
+    }
+}
+
+/// A try without an answer.
+pub(super) struct Lost {
+    pub(super) failed: Failed,
+    pub(super) attempt: Option<Attempt>,
+    /// For the service's breaker.
+    pub(super) outcome: Outcome,
+}
+
+impl Lost {
+    pub(super) fn late(bound: Bound) -> Self {
+        let (reason, attempt) = match bound {
+            Bound::Overall => (Reason::RequestTimeout, None),
+            Bound::Try => (Reason::TryTimeout, Some(Attempt::PerTryTimeout)),
+        };
+        Self { failed: reason.into(), attempt, outcome: Outcome::Failed(Failure::Timeout) }
+    }
+
+    pub(super) fn unconnected(failure: ConnectFailure) -> Self {
+        let overflow = matches!(failure.reason, Reason::OverflowConnections | Reason::OverflowPending);
+        let outcome = if overflow { Outcome::Ignored } else { Outcome::Failed(Failure::Connect) };
+        let attempt = (!overflow).then_some(Attempt::ConnectFailed);
+        Self { failed: Failed::with(failure.reason, failure.detail), attempt, outcome }
+    }
+
+    pub(super) fn unanswered(missed: Missed, lease: &Lease) -> Self {
+        let (attempt, outcome) = match missed.stage {
+            Stage::NotSent => (Some(Attempt::ConnectFailed), Outcome::Failed(Failure::Connect)),
+            Stage::Refused => (Some(Attempt::RefusedStream), Outcome::Failed(Failure::Reset)),
+            Stage::Goaway => (Some(Attempt::GoawayUnprocessed), Outcome::Ignored),
+            Stage::NoAnswer if lease.reused && lease.wire() == Wire::Http1 => {
+                (Some(Attempt::ReusedConnectionClosed), Outcome::Ignored)
+            }
+            Stage::NoAnswer => (Some(Attempt::Reset), Outcome::Failed(Failure::Reset)),
+            Stage::BadAnswer => (None, Outcome::Failed(Failure::Reset)),
+            Stage::CallerFailed => (None, Outcome::Ignored),
+        };
+        Self { failed: Failed::with(missed.reason, missed.detail), attempt, outcome }
+    }
+
+    pub(super) fn here(reason: Reason, detail: &str) -> Self {
+        Self { failed: Failed::with(reason, detail), attempt: None, outcome: Outcome::Ignored }
+    }
+}
+
+/// Ends a try in which no byte moved either way for too long.
+pub(super) async fn within_idle(
+    attempt: impl Future<Output = Result<Box<Sent>, Box<Lost>>>,
+    idle: Duration,
+    record: &Entry,
+) -> Result<Box<Sent>, Box<Lost>> {
+    record.progress();
+    let quiet = async {
+        while let Some(at) = record.progressed().checked_add(idle) {
+            if at <= Instant::now() {
+                return;
+            }
+            tokio::time::sleep_until(at.into()).await;
+        }
+        std::future::pending().await
+    };
+    tokio::select! {
+        biased;
+        ended = attempt => ended,
+        () = quiet => {
+            let outcome = Outcome::Failed(Failure::Timeout);
+            Err(Box::new(Lost { failed: Reason::IdleTimeout.into(), attempt: None, outcome }))
+        }
+    }
+}
