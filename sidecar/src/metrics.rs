@@ -388,9 +388,9 @@ impl Metrics {
         }
     }
 
-    /// An access policy decided.
-    pub fn access(&self, decision: &str, policy: &str, rule: &str) {
-        self.0.access.with_label_values(&[decision, policy, rule]).inc();
+    /// Counter of an access policy's decisions, for a worker to keep.
+    pub fn access(&self, decision: &str, policy: &str, rule: &str) -> IntCounter {
+        self.0.access.with_label_values(&[decision, policy, rule])
     }
 
     /// A service's breaker changed.

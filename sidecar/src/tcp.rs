@@ -144,7 +144,7 @@ pub async fn dial_service(conn: &Conn, authority: &str, record: &Entry) -> Resul
     let upstream = service_cluster(conn, authority).await?;
     let cluster = upstream.cluster();
     record.goes(&cluster.service, None);
-    record.policy(&cluster.policy);
+    record.by(cluster);
     let now = Instant::now();
     upstream.budget().deposit(now);
     let mut admitted = upstream.admit(now).map_err(|refused| match refused {

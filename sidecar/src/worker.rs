@@ -2,7 +2,7 @@
 //! ([`Conn`]).
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     collections::HashMap,
     net::{IpAddr, SocketAddr},
     rc::Rc,
@@ -10,7 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use prometheus::Registry;
+use http::HeaderValue;
+use prometheus::{IntCounter, Registry};
 use weft_identity::SpiffeId;
 use weft_xds::resource::{InboundPort, RetryBudget};
 
@@ -146,6 +147,7 @@ pub struct Worker {
     /// Replays towards the application.
     pub app_budget: Budget,
     flows: RefCell<HashMap<u64, Rc<Flow>>>,
+    decisions: RefCell<HashMap<u64, IntCounter>>,
     downstream: [Connections; 2],
 }
 
@@ -161,6 +163,7 @@ impl Worker {
             slowest: RefCell::default(),
             app_budget: Budget::new(budget, Instant::now()),
             flows: RefCell::default(),
+            decisions: RefCell::default(),
             downstream,
             path,
         })
@@ -176,12 +179,7 @@ impl Worker {
 
     /// The handles of a flow.
     pub fn flow(&self, direction: Direction, source: &str, destination: &str, route: &str) -> Rc<Flow> {
-        let mut hash = xxhash_rust::xxh3::Xxh3Default::new();
-        for part in [direction.label(), source, destination, route] {
-            hash.update(part.as_bytes());
-            hash.update(&[0]);
-        }
-        let hash = hash.digest();
+        let hash = digest([direction.label(), source, destination, route]);
         let mut flows = self.flows.borrow_mut();
         if let Some(flow) = flows.get(&hash) {
             return Rc::clone(flow);
@@ -192,12 +190,28 @@ impl Worker {
         flow
     }
 
+    /// An access policy decided.
+    pub fn decided(&self, decision: &'static str, policy: &str, rule: &str) {
+        let make = || self.path.metrics.access(decision, policy, rule);
+        self.decisions.borrow_mut().entry(digest([decision, policy, rule])).or_insert_with(make).inc();
+    }
+
     /// Lets go of what has not been used for long.
     pub fn sweep(&self, now: Instant) {
         self.pools.sweep(now);
         self.flows.borrow_mut().retain(|_, flow| now.duration_since(flow.used.get()) < FLOW_IDLE);
         self.path.metrics.evict();
     }
+}
+
+/// One number for a set of labels; 64 bits do not collide among the few that there are.
+fn digest<const N: usize>(parts: [&str; N]) -> u64 {
+    let mut hash = xxhash_rust::xxh3::Xxh3Default::new();
+    for part in parts {
+        hash.update(part.as_bytes());
+        hash.update(&[0]);
+    }
+    hash.digest()
 }
 
 /// Where a connection came in.
@@ -236,6 +250,7 @@ pub struct Conn {
     pub requests: Cell<u64>,
     /// Every request is refused.
     pub refuse: Cell<Option<Reason>>,
+    forwarded: OnceCell<[Option<HeaderValue>; 2]>,
 }
 
 impl Conn {
@@ -281,6 +296,7 @@ impl Conn {
             depth,
             requests: Cell::new(0),
             refuse: Cell::new(None),
+            forwarded: OnceCell::new(),
         })
     }
 
@@ -290,6 +306,18 @@ impl Conn {
             Origin::Outbound | Origin::Fixed(_) => Direction::Outbound,
             Origin::Inbound(_) => Direction::Inbound,
         }
+    }
+
+    /// What the application is told of the caller: its address, and who it and we proved to be. Made once.
+    pub fn forwarded(&self) -> [Option<&HeaderValue>; 2] {
+        let made = self.forwarded.get_or_init(|| {
+            let address = HeaderValue::try_from(self.peer.ip().to_canonical().to_string()).ok();
+            let own = self.worker.path.shared.tls.load();
+            let proved = self.identity.as_ref().zip(own.as_ref());
+            let said = proved.and_then(|(peer, own)| HeaderValue::try_from(format!("By={};URI={peer}", own.id)).ok());
+            [address, said]
+        });
+        made.each_ref().map(Option::as_ref)
     }
 
     /// How long reading may take.

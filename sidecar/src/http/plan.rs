@@ -50,7 +50,6 @@ pub(super) struct Plan<'p> {
     pub(super) edits: [Option<&'p HeaderEdits>; 2],
     pub(super) answer_edits: Option<(Arc<Route>, HeaderEdits)>,
     pub(super) upgrade: Option<HeaderValue>,
-    pub(super) source: SocketAddr,
 }
 
 #[derive(Clone, Copy)]
@@ -157,7 +156,6 @@ impl<'p> Plan<'p> {
             edits: [None, None],
             answer_edits: None,
             upgrade,
-            source: conn.peer,
         }
     }
 }
@@ -189,11 +187,12 @@ pub(super) fn prepare(conn: &Conn, plan: &Plan<'_>, fields: &mut HeaderMap, reco
     if let Origin::Inbound(_) = conn.origin {
         let proto = if conn.identity.is_some() { "https" } else { "http" };
         fields.insert(headers::FORWARDED_PROTO, HeaderValue::from_static(proto));
-        let from = plan.source.ip().to_canonical().to_string();
-        fields.insert(headers::FORWARDED_FOR, HeaderValue::try_from(from).expect("an address is a header value"));
-        if let (Some(peer), Some(own)) = (&conn.identity, conn.worker.path.shared.tls.load().as_ref()) {
-            let said = format!("By={};URI={peer}", own.id);
-            fields.insert(headers::CLIENT_CERT, HeaderValue::try_from(said).expect("a SPIFFE ID is a header value"));
+        let [address, proved] = conn.forwarded();
+        for (name, value) in [(headers::FORWARDED_FOR, address), (headers::CLIENT_CERT, proved)] {
+            fields.remove(&name);
+            if let Some(value) = value {
+                fields.insert(name, value.clone());
+            }
         }
     }
     for edits in plan.edits.into_iter().flatten() {

@@ -119,7 +119,7 @@ async fn steps(conn: &Rc<Conn>, request: Request<Incoming>, record: &Record) -> 
                 .cluster(&share.name)
                 .ok_or_else(|| Failed::told(Reason::ServiceUnknown, format!("no cluster {}", share.name)))?;
             record.goes(&upstream.cluster().service, Some(route));
-            record.policy(&upstream.cluster().policy);
+            record.by(upstream.cluster());
             // limit: is there room, and is the service's breaker closed?
             let admitted = admit(conn, upstream)?;
             let mut plan = Plan::mesh(conn, upstream, admitted, route, forward, &call, &head, record);
@@ -321,19 +321,18 @@ fn pick(conn: &Conn, plan: &Plan<'_>, tried: &mut Tried) -> Result<Aim, Box<Lost
 /// `access_denied`, `plaintext_refused`.
 pub fn authorize(conn: &Conn, port: &InboundPort, head: Option<&Head<'_>>) -> Result<(), Failed> {
     let identity = conn.identity.as_ref().map(|id| id.as_str());
-    let metrics = &conn.worker.path.metrics;
     let verdict = access::evaluate(&port.access, &access::Call { identity, port: port.port, head });
     if let Some(shadow) = verdict.shadow {
-        metrics.access("audit_deny", shadow.policy(), shadow.rule());
+        conn.worker.decided("audit_deny", shadow.policy(), shadow.rule());
     }
     match verdict.decision {
         access::Decision::Allowed(None) => Ok(()),
         access::Decision::Allowed(Some(by)) => {
-            metrics.access("allow", by.policy, by.rule);
+            conn.worker.decided("allow", by.policy, by.rule);
             Ok(())
         }
         access::Decision::Denied(denial) => {
-            metrics.access("deny", denial.policy(), denial.rule());
+            conn.worker.decided("deny", denial.policy(), denial.rule());
             let (policy, rule) = (denial.policy(), denial.rule());
             let caller = identity.unwrap_or("a caller without identity");
             Err(Failed::told(Reason::AccessDenied, format!("policy={policy} rule={rule} caller={caller}")))

@@ -60,8 +60,8 @@ impl Line<'_> {
             out.text("route", &route.name);
             out.number("route_revision", route.revision);
         }
-        if !entry.policy.borrow().is_empty() {
-            out.text("policy", &entry.policy.borrow());
+        if let Some(cluster) = entry.cluster.borrow().as_ref().filter(|cluster| !cluster.policy.is_empty()) {
+            out.text("policy", &cluster.policy);
         }
         out.text("tls", if entry.mutual.get() { "mutual" } else { "none" });
         if !entry.conn.group.is_empty() {

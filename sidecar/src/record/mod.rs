@@ -17,7 +17,7 @@ use std::{
 };
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, Version, header};
-use weft_xds::resource::Route;
+use weft_xds::resource::{Cluster, Route};
 
 use crate::{
     http::{guard::Busy, headers},
@@ -38,7 +38,7 @@ pub struct Entry {
     trace: RefCell<Option<HeaderValue>>,
     flow: RefCell<Option<Rc<Flow>>>,
     route: RefCell<Option<Arc<Route>>>,
-    policy: RefCell<Box<str>>,
+    cluster: RefCell<Option<Arc<Cluster>>>,
     tries: RefCell<Vec<Try>>,
     received: Cell<u64>,
     sent: Cell<u64>,
@@ -110,7 +110,7 @@ impl Record {
             trace: RefCell::default(),
             flow: RefCell::default(),
             route: RefCell::default(),
-            policy: RefCell::default(),
+            cluster: RefCell::default(),
             tries: RefCell::default(),
             received: Cell::new(0),
             sent: Cell::new(0),
@@ -200,11 +200,9 @@ impl Entry {
         *self.route.borrow_mut() = route.cloned();
     }
 
-    /// The policy that decided, `namespace/name@revision`.
-    pub fn policy(&self, policy: &str) {
-        if !policy.is_empty() {
-            *self.policy.borrow_mut() = policy.into();
-        }
+    /// The cluster whose policies decide.
+    pub fn by(&self, cluster: &Arc<Cluster>) {
+        *self.cluster.borrow_mut() = Some(Arc::clone(cluster));
     }
 
     /// The handles of the request's flow; one without a destination goes to `unknown`.

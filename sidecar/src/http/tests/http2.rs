@@ -1,6 +1,6 @@
 //! HTTP/2 and gRPC through two sidecars, and from one version to the other.
 
-use std::{convert::Infallible, net::SocketAddr, time::Duration};
+use std::{cell::Cell, convert::Infallible, net::SocketAddr, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -198,5 +198,48 @@ fn the_outbound_port_takes_both_versions() {
         let answer = client.send_request(Request::get("http://orders/").body(full("")).unwrap()).await.unwrap();
         assert_eq!(answer.status(), StatusCode::OK);
         assert_eq!(seen.count(), 2);
+    });
+}
+
+#[test]
+fn a_server_that_goes_away_politely_costs_no_request() {
+    stage(async {
+        // Each connection takes three requests, then says GOAWAY.
+        let app = super::mesh::app(|stream, _| async move {
+            let left = Rc::new(Cell::new(3));
+            let seen = Rc::clone(&left);
+            let service = service_fn(move |_request: Request<Incoming>| {
+                seen.set(seen.get() - 1);
+                async { Ok::<_, Infallible>(Response::new(full("ok"))) }
+            });
+            let served = hyper::server::conn::http2::Builder::new(LocalExec);
+            let mut served = std::pin::pin!(served.serve_connection(TokioIo::new(stream), service));
+            let enough = std::future::poll_fn(|cx| {
+                // Looked at whenever the connection moves.
+                cx.waker().wake_by_ref();
+                if left.get() <= 0 { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+            });
+            tokio::select! {
+                _ = served.as_mut() => return,
+                () = enough => served.as_mut().graceful_shutdown(),
+            }
+            drop(served.await);
+        })
+        .await;
+        let mesh = Mesh::start(app, &Setup { protocol: Protocol::Http2, ..Setup::default() });
+        let client = http2_client(mesh.outbound).await;
+        for round in 0..20 {
+            let calls = (0..5).map(|_| {
+                let mut client = client.clone();
+                async move {
+                    let request = Request::post("http://orders/pay").body(full("3")).unwrap();
+                    let answer = client.send_request(request).await.unwrap();
+                    let reason = answer.headers().get("weft-reason").cloned();
+                    assert_eq!(answer.status(), StatusCode::OK, "round {round}: {reason:?}");
+                    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "ok");
+                }
+            });
+            futures_util::future::join_all(calls).await;
+        }
     });
 }

@@ -227,3 +227,29 @@ fn a_try_has_its_own_timeout() {
         assert!(mesh.metrics()[0].contains("result=\"try_timeout\""));
     });
 }
+
+#[test]
+fn an_endpoint_that_is_always_late_is_taken_out() {
+    stage(async {
+        let silent = app(|mut stream, _| async move { while read_message(&mut stream).await.is_some() {} }).await;
+        let (quick_app, seen) = answering(&[OK]).await;
+        let route = |route: &mut weft_xds::resource::Route| {
+            quick(route);
+            if let Some(retry) = &mut forward(route).retry {
+                retry.per_try_timeout = Some(Duration::from_millis(50));
+            }
+        };
+        let cluster = |cluster: &mut weft_xds::resource::Cluster| {
+            cluster.tls = None;
+            cluster.endpoint_breaker = Some(Default::default());
+        };
+        let endpoints = Some(vec![silent, quick_app]);
+        let mesh = Mesh::start(quick_app, &Setup { route, cluster, endpoints, ..Setup::default() });
+        for n in 0..14 {
+            assert!(mesh.ask(GET).await.starts_with("HTTP/1.1 200 "), "request {n}");
+        }
+        assert_eq!(seen.count(), 14);
+        let line = "weft_ejections_total{cause=\"timeout\",destination=\"default/orders\",port=\"80\"} 1\n";
+        assert!(mesh.metrics()[0].contains(line), "{}", mesh.metrics()[0]);
+    });
+}
