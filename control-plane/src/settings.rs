@@ -87,7 +87,7 @@ impl Settings {
 }
 
 fn certificate_ttl(text: &str) -> Result<Duration, String> {
-    between(text, Duration::from_secs(5), Duration::from_secs(90 * 24 * 3600))
+    between(text, Duration::from_secs(10), Duration::from_secs(90 * 24 * 3600))
 }
 
 fn lease(text: &str) -> Result<Duration, String> {

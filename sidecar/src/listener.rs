@@ -272,7 +272,7 @@ async fn inbound(worker: &Rc<Worker>, tcp: TcpStream, peer: SocketAddr, refuse: 
         Ok(accepted) => accepted,
         Err(error) => {
             let reason = error.of_client();
-            path.metrics.handshake(Direction::Inbound, "failed", error.label(), "");
+            path.metrics.handshake(Direction::Inbound, "failed", reason.code(), "");
             tracing::debug!(%peer, %error, "handshake refused");
             let record = Record::tcp(&Conn::inbound(worker, "", peer, None, ""));
             record.fail(reason, Some(&error.to_string()));

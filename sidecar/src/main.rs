@@ -7,5 +7,6 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    weft_telemetry::memory::small_pages();
     weft_sidecar::main(std::env::args_os())
 }

@@ -110,6 +110,7 @@ struct Families {
     detection: Histogram,
     fallbacks: IntCounterVec,
     access: IntCounterVec,
+    breaker_state: IntGaugeVec,
     breakers: IntCounterVec,
     ejections: IntCounterVec,
     endpoints: IntGaugeVec,
@@ -240,6 +241,11 @@ impl Metrics {
                 "Endpoints taken out by their breaker.",
                 &["destination", "port", "cause"],
             ),
+            breaker_state: make.gauges(
+                "weft_breaker_state",
+                "The service's circuit breaker: 1 at the state it is in. Only where there is one.",
+                &["destination", "port", "state"],
+            ),
             endpoints: make.gauges("weft_endpoints", "Endpoints by state.", &["destination", "port", "state"]),
             budget: make.gauges(
                 "weft_retry_budget_available",
@@ -336,6 +342,12 @@ impl Metrics {
         ] {
             self.0.endpoints.with_label_values(&[service, port, state]).set(i64::from(count));
         }
+        if let Some(phase) = upstream.breaker() {
+            for state in BREAKER_STATES {
+                let at_it = i64::from(state == phase.label());
+                self.0.breaker_state.with_label_values(&[service, port, state]).set(at_it);
+            }
+        }
         let available = i64::try_from(upstream.budget().available(now)).unwrap_or(i64::MAX);
         self.0.budget.with_label_values(&[service, port]).set(available);
         for limit in upstream.limits().all() {
@@ -353,6 +365,7 @@ impl Metrics {
         for state in ["ready", "open", "half_open", "draining", "unhealthy"] {
             gone.push(self.0.endpoints.remove_label_values(&[service, port, state]));
         }
+        gone.extend(BREAKER_STATES.map(|state| self.0.breaker_state.remove_label_values(&[service, port, state])));
         for limit in ["connections", "pending", "requests"] {
             let labels = [service, port, limit];
             gone.push(self.0.limit_used.remove_label_values(&labels));
@@ -625,6 +638,9 @@ impl Make<'_> {
         self.put(Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec())))
     }
 }
+
+/// States of a service's breaker, as labels.
+const BREAKER_STATES: [&str; 3] = ["closed", "open", "half_open"];
 
 #[cfg(test)]
 mod tests {

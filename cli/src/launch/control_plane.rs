@@ -41,6 +41,15 @@ impl ControlPlane {
         Ok(control_plane)
     }
 
+    /// Starts it again with other flags, on the ports that it had before.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub async fn restart_with(&mut self, flags: &[&str]) -> Result<()> {
+        self.flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        self.restart().await
+    }
+
     /// Starts it again, on the ports that it had before.
     ///
     /// # Errors

@@ -5,11 +5,13 @@
 //! - [`server`]: a small bounded HTTP/1 server for admin and metrics ports.
 //! - [`shutdown`]: signals become a cancellation token.
 //! - [`files`]: atomic, private writes.
+//! - [`memory`]: small pages.
 //!
 //! This crate knows nothing of what its users do.
 
 pub mod files;
 pub mod log;
+pub mod memory;
 pub mod metrics;
 pub mod server;
 pub mod shutdown;
