@@ -13,6 +13,7 @@ use hyper_util::{
 };
 use parking_lot::Mutex;
 use tokio::{
+    io::AsyncReadExt,
     net::{TcpListener, TcpStream},
     task::JoinHandle,
 };
@@ -23,6 +24,8 @@ pub type Body = BoxBody<Bytes, Infallible>;
 /// A request that reached an application, head only.
 #[derive(Clone, Debug)]
 pub struct Seen {
+    /// Version.
+    pub version: http::Version,
     /// Method.
     pub method: http::Method,
     /// Path and query as they came.
@@ -63,6 +66,7 @@ impl App {
             async move {
                 let service = hyper::service::service_fn(move |request: Request<Incoming>| {
                     log.lock().push(Seen {
+                        version: request.version(),
                         method: request.method().clone(),
                         uri: request.uri().to_string(),
                         headers: request.headers().clone(),
@@ -81,12 +85,49 @@ impl App {
         Ok(app)
     }
 
+    /// The same as [`App::http`], for HTTP/1.1 byte by byte: reads the heads of requests, and lets the test write.
+    ///
+    /// `serve` gets the connection and the head of its next request; it ends the connection by returning `None`.
+    ///
+    /// # Errors
+    /// When no port can be had.
+    pub async fn bytes<F, R>(serve: F) -> Result<Self>
+    where
+        F: Fn(TcpStream, Seen) -> R + Clone + Send + Sync + 'static,
+        R: Future<Output = Option<TcpStream>> + Send + 'static,
+    {
+        let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
+        let log = seen.clone();
+        let mut app = Self::raw(move |stream| {
+            let (serve, log) = (serve.clone(), log.clone());
+            async move {
+                let mut stream = Some(stream);
+                while let Some(mut open) = stream {
+                    let Some(head) = read_head(&mut open).await else { return };
+                    log.lock().push(head.clone());
+                    stream = serve(open, head).await;
+                }
+            }
+        })
+        .await?;
+        app.seen = seen;
+        Ok(app)
+    }
+
     /// An application that answers each request with 200 and its own `name`.
     ///
     /// # Errors
     /// When no port can be had.
     pub async fn named(name: &'static str) -> Result<Self> {
         Self::http(move |_| async move { text(StatusCode::OK, name) }).await
+    }
+
+    /// An application that sends back what it gets: body, as it comes, and trailers.
+    ///
+    /// # Errors
+    /// When no port can be had.
+    pub async fn echo() -> Result<Self> {
+        Self::http(|request| async move { echo(request) }).await
     }
 
     /// Whatever `serve` does with each connection.
@@ -134,9 +175,49 @@ impl App {
     }
 }
 
+/// Reads up to the end of a request's head; its body, if it has one, must have come with it.
+async fn read_head(stream: &mut TcpStream) -> Option<Seen> {
+    let mut bytes = Vec::new();
+    while !bytes.windows(4).any(|window| window == b"\r\n\r\n") {
+        if stream.read_buf(&mut bytes).await.ok()? == 0 {
+            return None;
+        }
+    }
+    let text = String::from_utf8_lossy(&bytes);
+    let mut lines = text.lines();
+    let mut first = lines.next()?.split(' ');
+    let method = first.next()?.parse().ok()?;
+    let uri = first.next()?.to_owned();
+    let headers = lines.map_while(|line| line.split_once(": ")).filter_map(|(name, value)| {
+        Some((name.parse::<http::HeaderName>().ok()?, http::HeaderValue::from_str(value).ok()?))
+    });
+    Some(Seen { method, uri, version: http::Version::HTTP_11, headers: headers.collect() })
+}
+
 /// A short answer.
 pub fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
     let mut response = Response::new(Full::new(body.into()).boxed());
     *response.status_mut() = status;
+    response
+}
+
+/// Sends back a request's body, as it comes, and its trailers.
+pub fn echo(request: Request<Incoming>) -> Response<Body> {
+    let declared = request.headers().get(http::header::TRAILER).cloned();
+    let (frames, stream) = tokio::sync::mpsc::channel(4);
+    tokio::spawn(async move {
+        let mut body = request.into_body();
+        // A body that breaks off ends the answer, too.
+        while let Some(Ok(frame)) = body.frame().await {
+            if frames.send(Ok(frame)).await.is_err() {
+                return;
+            }
+        }
+    });
+    let stream = http_body_util::StreamBody::new(tokio_stream::wrappers::ReceiverStream::new(stream));
+    let mut response = Response::new(BodyExt::boxed(stream));
+    if let Some(declared) = declared {
+        response.headers_mut().insert(http::header::TRAILER, declared);
+    }
     response
 }

@@ -2,6 +2,11 @@
 
 pub mod app;
 pub mod caller;
+pub mod identity;
+pub mod load;
 pub mod mesh;
+pub mod pair;
+pub mod raw;
+pub mod witness;
 
-pub use self::{app::App, caller::Answer, mesh::Mesh};
+pub use self::{app::App, caller::Answer, load::Load, mesh::Mesh, pair::Pair, raw::Raw};

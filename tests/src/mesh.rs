@@ -4,7 +4,8 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result};
 use tempfile::TempDir;
-use weft::launch::{ControlPlane, Ground, Workload, WorkloadSpec, wait_for};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use weft::launch::{ControlPlane, Ground, Workload, WorkloadSpec, metrics, wait_for};
 
 use crate::App;
 
@@ -67,6 +68,37 @@ impl Mesh {
             service: service.to_owned(),
             ports: format!("main=80:{}/{protocol}", app.address.port()),
             ..WorkloadSpec::default()
+        })
+        .await
+    }
+
+    /// Applies resources and waits until every sidecar has acknowledged them.
+    ///
+    /// # Errors
+    /// When they are refused, by the control plane or by a sidecar.
+    pub async fn apply(&self, yaml: &str) -> Result<()> {
+        let applied = self.control_plane.apply(yaml, "", 20).await?;
+        let rollout = applied.rollout.clone().unwrap_or_default();
+        anyhow::ensure!(rollout.pending.is_empty() && rollout.nacks.is_empty(), "not obeyed by all: {applied:?}");
+        Ok(())
+    }
+
+    /// Waits until `caller` has so many ready endpoints of port 80 of a service. No application hears of it.
+    ///
+    /// # Errors
+    /// When that does not come about.
+    pub async fn known(&self, caller: &Workload, service: &str, count: usize) -> Result<()> {
+        let ports = caller.ports()?;
+        let destination = format!("default/{service}");
+        wait_for(&format!("{count} endpoints of {service} at its caller"), Duration::from_secs(20), async || {
+            // The sidecar itself ends such a tunnel, and fetches the service for it.
+            let mut asking = tokio::net::TcpStream::connect(ports.outbound).await.ok()?;
+            let head = format!("CONNECT {service}:80 HTTP/1.1\r\nHost: {service}:80\r\n\r\n");
+            asking.write_all(head.as_bytes()).await.ok()?;
+            asking.read(&mut [0; 512]).await.ok()?;
+            let labels = [("destination", destination.as_str()), ("port", "80"), ("state", "ready")];
+            let known = metrics::scrape(ports.metrics).await.ok()?.sum("weft_endpoints", &labels);
+            (known == count as f64).then_some(())
         })
         .await
     }
