@@ -55,7 +55,7 @@ impl Store {
         let (head, head_seen) = watch::channel(log.head());
         let log = Arc::new(ArcSwap::from_pointee(log));
         let (commands, queue) = mpsc::channel(QUEUE);
-        let writer = Writer { database, log: log.clone(), head, keep };
+        let writer = Writer { path: path.to_owned(), database: Some(database), log: log.clone(), head, keep };
         let thread = std::thread::Builder::new()
             .name("store".into())
             .spawn(move || writer.run(queue))

@@ -162,6 +162,46 @@ fn child_that_appends() {
     });
 }
 
+#[test]
+fn a_full_disk_is_survived_without_a_restart() {
+    let (_directory, path) = directory();
+    // A file may not grow beyond the limit, in blocks of 512 bytes; the signal that would come with it is ignored.
+    let script = r#"trap '' XFSZ; ulimit -S -f 6000; exec "$0" "$@""#;
+    let output = Command::new("sh")
+        .args(["-c", script])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "store::tests::child_that_fills_the_disk", "--ignored", "--nocapture"])
+        .env(CHILD_STORE, &path)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    let acknowledged = text.lines().filter_map(revision).last().expect("the child appends again once there is room");
+    assert_eq!(Store::open(&path).unwrap().log().head(), acknowledged);
+}
+
+#[test]
+#[ignore = "run by a_full_disk_is_survived_without_a_restart as a process of its own"]
+fn child_that_fills_the_disk() {
+    let Ok(path) = std::env::var(CHILD_STORE) else { return };
+    let store = Store::open(path.as_ref()).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let append = || store.append(None, vec![set("large", &"x".repeat(200_000))], meta(""));
+        let mut good = 0;
+        while let Ok(revision) = append().await {
+            good = revision;
+            assert!(good < 1000, "the limit does not hold");
+        }
+        assert!(append().await.is_err(), "there is still no room");
+        assert_eq!(store.log().head(), good, "what was acknowledged stays readable");
+        let (_, most) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_FSIZE).unwrap();
+        nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_FSIZE, most, most).unwrap();
+        assert_eq!(append().await.unwrap(), good + 1);
+        println!("\nrevision {} is safe", good + 1);
+    });
+}
+
 fn revision(line: &str) -> Option<u64> {
     line.strip_prefix("revision ")?.strip_suffix(" is safe")?.parse().ok()
 }

@@ -1,7 +1,7 @@
 //! The one thread that writes. Commands that wait together share a transaction, so that a storm of registrations costs
 //! a few syncs instead of hundreds.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use arc_swap::ArcSwap;
 use redb::{Database, WriteTransaction};
@@ -25,7 +25,9 @@ pub type Finish = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 
 /// State of the thread.
 pub struct Writer {
-    pub database: Database,
+    pub path: PathBuf,
+    /// Absent after a failed write: a database that could not write, on a full disk say, refuses every further write.
+    pub database: Option<Database>,
     pub log: Arc<ArcSwap<Log>>,
     pub head: watch::Sender<u64>,
     pub keep: usize,
@@ -33,7 +35,7 @@ pub struct Writer {
 
 impl Writer {
     /// Serves until every handle is gone.
-    pub fn run(self, mut queue: mpsc::Receiver<Command>) {
+    pub fn run(mut self, mut queue: mpsc::Receiver<Command>) {
         while let Some(first) = queue.blocking_recv() {
             let mut batch = vec![first];
             while batch.len() < BATCH {
@@ -43,18 +45,19 @@ impl Writer {
                 }
             }
             if let Err(error) = self.commit(batch) {
-                tracing::error!(%error, "the store could not be written");
-            }
-            if let Err(error) = self.compact() {
+                tracing::error!(%error, "the store could not be written; it is opened anew for the next change");
+                self.database = None;
+            } else if let Err(error) = self.compact() {
                 tracing::error!(%error, "the store could not be compacted");
+                self.database = None;
             }
         }
     }
 
     /// All of the batch in one transaction. On an error nothing is written, and every caller hears of it: those that
     /// had a `Finish` through it, the others by their dropped reply.
-    fn commit(&self, batch: Vec<Command>) -> Result<(), StoreError> {
-        let transaction = file::begin(&self.database)?;
+    fn commit(&mut self, batch: Vec<Command>) -> Result<(), StoreError> {
+        let transaction = file::begin(self.opened()?)?;
         let mut log = (**self.log.load()).clone();
         let mut finishes: Vec<Finish> = Vec::with_capacity(batch.len());
         for command in batch {
@@ -78,13 +81,26 @@ impl Writer {
         Ok(())
     }
 
-    fn compact(&self) -> Result<(), StoreError> {
+    /// The database, opened anew after a failure. What the file then says is the truth: a commit that reported an error
+    /// may have reached it all the same.
+    fn opened(&mut self) -> Result<&Database, StoreError> {
+        if self.database.is_none() {
+            let (database, log) = file::open(&self.path)?;
+            let head = log.head();
+            self.log.store(Arc::new(log));
+            self.head.send_if_modified(|seen| std::mem::replace(seen, head) != head);
+            self.database = Some(database);
+        }
+        Ok(self.database.as_ref().expect("opened just now, or open already"))
+    }
+
+    fn compact(&mut self) -> Result<(), StoreError> {
         let mut log = (**self.log.load()).clone();
         if log.entries().len() < self.keep + SLACK {
             return Ok(());
         }
         let done = log.compact(self.keep);
-        let transaction = file::begin(&self.database)?;
+        let transaction = file::begin(self.opened()?)?;
         file::compact(&transaction, &done)?;
         transaction.commit()?;
         tracing::info!(begins = log.begins(), "old changes were folded into the snapshot");
