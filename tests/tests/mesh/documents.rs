@@ -68,7 +68,8 @@ async fn play(blocks: &[Block]) -> Result<usize> {
             Order::File(name) => std::fs::write(folder.path().join(name), &block.text)?,
             Order::Run => finished(folder.path(), &block.text).await.with_context(place)?,
             Order::Background { until } => {
-                background.push(Group(shell(folder.path(), &block.text)?.spawn()?));
+                let mut command = shell(folder.path(), &block.text)?;
+                background.push(Group(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?));
                 wait_for(until, PATIENCE, async || finished(folder.path(), until).await.ok())
                     .await
                     .with_context(place)?;

@@ -93,8 +93,8 @@ async fn what_proves_no_identity_of_the_mesh_is_refused() -> Result<()> {
         let answer = ask(&callee, client(certificate.as_ref(), &bundle)?).await?;
         ensure!(answer.is_empty(), "{reason}: {answer}");
         ensure!(refusals(&callee, reason).await? > before, "{reason} is not counted");
-        let log = callee.process().context("it runs")?.log();
-        ensure!(log.contains(reason), "{reason} is not in the log");
+        let process = callee.process().context("it runs")?;
+        wait_for(&format!("{reason} in the log"), SOON, async || process.log().contains(reason).then_some(())).await?;
     }
     ensure!(app.count() == 1, "a refused caller reached the application");
 
