@@ -1,12 +1,16 @@
 //! Meshes of real processes on loopback.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod access;
 mod breakers;
 mod demo;
 mod documents;
 mod failures;
 mod identities;
 mod interop;
+mod on_demand;
 mod protocols;
 mod refused_configuration;
 mod retries;
+mod strict;
+mod wrapper;

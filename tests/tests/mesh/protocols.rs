@@ -1,5 +1,12 @@
 //! Every protocol, through two sidecars.
 
+mod grpc;
+mod http1;
+mod http2;
+mod names;
+mod tcp;
+mod upgrade;
+
 use anyhow::Result;
 use http::StatusCode;
 use weft_tests::{App, Mesh, caller};
