@@ -2,7 +2,10 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod access;
+mod balancing;
 mod breakers;
+mod certificates;
+mod control_plane;
 mod demo;
 mod documents;
 mod failures;
@@ -12,5 +15,7 @@ mod on_demand;
 mod protocols;
 mod refused_configuration;
 mod retries;
+mod rolling;
+mod scale;
 mod strict;
 mod wrapper;
