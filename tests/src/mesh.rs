@@ -95,7 +95,10 @@ impl Mesh {
             let mut asking = tokio::net::TcpStream::connect(ports.outbound).await.ok()?;
             let head = format!("CONNECT {service}:80 HTTP/1.1\r\nHost: {service}:80\r\n\r\n");
             asking.write_all(head.as_bytes()).await.ok()?;
-            asking.read(&mut [0; 512]).await.ok()?;
+            let read = asking.read(&mut [0; 512]).await.ok()?;
+            if read == 0 {
+                return None;
+            }
             let labels = [("destination", destination.as_str()), ("port", "80"), ("state", "ready")];
             let known = metrics::scrape(ports.metrics).await.ok()?.sum("weft_endpoints", &labels);
             (known == count as f64).then_some(())
