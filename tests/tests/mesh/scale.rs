@@ -35,6 +35,9 @@ async fn memory(count: usize) -> Result<(u64, u64)> {
         mesh.control_plane.apply(&services(from, count.min(from + 2500), app.address.port()), "", 0).await?;
     }
     let caller = mesh.caller("client").await?;
+    for number in 0..CALLED {
+        mesh.known(&caller, &format!("s{number}"), 1).await?;
+    }
     for _ in 0..20 {
         for number in 0..CALLED {
             let answer = caller::get(caller.ports()?.outbound, &format!("s{number}"), "/").await?;
