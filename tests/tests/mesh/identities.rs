@@ -99,7 +99,8 @@ async fn what_proves_no_identity_of_the_mesh_is_refused() -> Result<()> {
     ensure!(app.count() == 1, "a refused caller reached the application");
 
     // Plain text is not an identity either.
-    let answer = caller::raw(callee.ports()?.inbound, b"GET / HTTP/1.1\r\nhost: echo\r\nconnection: close\r\n\r\n").await?;
+    let answer =
+        caller::raw(callee.ports()?.inbound, b"GET / HTTP/1.1\r\nhost: echo\r\nconnection: close\r\n\r\n").await?;
     ensure!(answer.starts_with("HTTP/1.1 403") && answer.contains("plaintext_refused"), "{answer}");
     ensure!(app.count() == 1);
     Ok(())
