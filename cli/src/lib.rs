@@ -32,31 +32,21 @@ struct Args {
 }
 
 #[derive(Subcommand)]
+// A variant without a comment takes that of its options, examples included.
 enum Command {
-    /// Play a whole mesh on this machine: break things and watch it cope.
     Demo(demo::Options),
-    /// Apply resources: all of them or none.
     Apply(commands::apply::Options),
-    /// Delete resources.
     Delete(commands::delete::Options),
-    /// Show resources.
     Get(commands::get::Options),
-    /// Show what applying files would change, or the difference between two revisions.
     Diff(commands::diff::Options),
-    /// Show the log of changes, newest first.
     History(commands::history::Options),
-    /// Restore the resources of an earlier revision, as a new change.
     Rollback(commands::rollback::Options),
-    /// Print every resource as YAML.
     Export(commands::export::Options),
-    /// Check files without a control plane.
     Validate(commands::validate::Options),
-    /// Show every sidecar: identity, what it acknowledged or refused and why, certificate expiry.
     Status(commands::status::Options),
     /// Join tokens, with which a workload gets its first certificate.
     #[command(subcommand)]
     Token(commands::token::Command),
-    /// Get a certificate for a client that is not a Weft sidecar (a stock Envoy, a proxyless gRPC program).
     Certificate(commands::certificate::Options),
     /// Print a completion script.
     Completions {

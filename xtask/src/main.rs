@@ -59,13 +59,10 @@ fn carry_out(command: Command) -> anyhow::Result<()> {
                 root,
                 &["build", "--release", "--bin", "weft", "--bin", "weft-bench", "-p", "weft", "-p", "weft-bench"],
             )?;
-            let bench = root.join("target/release/weft-bench");
-            run::program(
-                root,
-                &bench.display().to_string(),
-                &args,
-                &[("WEFT_INTEROP_VENV", venv.display().to_string())],
-            )
+            let mut line: Vec<String> =
+                ["run", "--release", "--quiet", "-p", "weft-bench", "--"].map(str::to_owned).to_vec();
+            line.extend(args);
+            run::program(root, env!("CARGO"), &line, &[("WEFT_INTEROP_VENV", venv.display().to_string())])
         }
         Command::Proto { check } => proto::run(root, check),
     }
