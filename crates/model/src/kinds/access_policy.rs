@@ -69,7 +69,8 @@ object! {
 }
 
 object! {
-    /// What is called: all that is set must hold. Methods and paths never hold for bytes that are not HTTP.
+    /// What is called: all that is set must hold. Of bytes that are not HTTP nobody knows method or path: such a rule then
+    /// holds in a DENY policy, and does not in an ALLOW policy.
     pub struct AccessOperation {
         /// Any of these methods.
         methods: Vec<String> = default("any").items(0, 32).text(TextRule::Method),
