@@ -144,11 +144,11 @@ impl Board {
         let mut out = String::from("\x1b[H\x1b[2J\x1b[1mweft demo\x1b[0m   ");
         out.push_str(&format!("{} requests from outside, {} failed", counts.total, counts.failed));
         out.push_str(&traffic.last_failure().map_or_else(String::new, |failure| format!("   last: {failure:.60}")));
-        out.push_str("\n\n\x1b[2mEDGE                                  REQ/S  SUCCESS    P50    P99  TLS\x1b[0m\n");
+        out.push_str("\n\n\x1b[2mEDGE                                      REQ/S  SUCCESS    P50    P99  TLS\x1b[0m\n");
         for ((source, destination), edge) in self.edges() {
             let success = 100.0 * (1.0 - edge.failed / edge.rate.max(f64::MIN_POSITIVE));
             out.push_str(&format!(
-                "{:<36} {:>6.0}  {success:>6.1}%  {:>5}  {:>5}  {}\n",
+                "{:<40} {:>6.0}  {success:>6.1}%  {:>5}  {:>5}  {}\n",
                 format!("{source} -> {destination}"),
                 edge.rate,
                 quantile(&edge.buckets, 0.5),

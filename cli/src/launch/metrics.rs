@@ -33,7 +33,8 @@ impl Scrape {
 
     /// Their sum.
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
-        self.find(name, labels).map(|sample| sample.value).sum()
+        // Not `sum()`, whose zero is negative.
+        self.find(name, labels).fold(0.0, |sum, sample| sum + sample.value)
     }
 }
 
