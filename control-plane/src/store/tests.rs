@@ -176,7 +176,8 @@ fn a_full_disk_is_survived_without_a_restart() {
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
-    let acknowledged = text.lines().filter_map(revision).last().expect("the child appends again once there is room");
+    let acknowledged =
+        text.lines().filter_map(revision).next_back().expect("the child appends again once there is room");
     assert_eq!(Store::open(&path).unwrap().log().head(), acknowledged);
 }
 
