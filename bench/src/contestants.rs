@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use weft::launch::{self, ControlPlane, Ground, Workload, WorkloadSpec, free_port, wait_for};
+use weft::launch::{self, ControlPlane, Ground, Reserved, Workload, WorkloadSpec, wait_for};
 
 use crate::load::Connection;
 
@@ -41,7 +41,7 @@ pub struct Pair {
 
 enum Children {
     Weft { _control_plane: Box<ControlPlane>, workloads: Vec<Workload> },
-    Foreign(Vec<Child>),
+    Foreign { children: Vec<Child>, _ports: [Reserved; 2] },
 }
 
 impl Pair {
@@ -49,7 +49,7 @@ impl Pair {
     pub fn processes(&self) -> impl Iterator<Item = u32> + '_ {
         let (weft, foreign) = match &self.children {
             Children::Weft { workloads, .. } => (workloads.as_slice(), [].as_slice()),
-            Children::Foreign(children) => ([].as_slice(), children.as_slice()),
+            Children::Foreign { children, .. } => ([].as_slice(), children.as_slice()),
         };
         let weft = weft.iter().filter_map(|workload| workload.process().map(launch::Process::id));
         weft.chain(foreign.iter().map(Child::id))
@@ -63,7 +63,7 @@ impl Pair {
                     workload.kill().await;
                 }
             }
-            Children::Foreign(children) => {
+            Children::Foreign { children, .. } => {
                 for child in children {
                     // Both fail only when it has ended already.
                     let _ = child.kill();
@@ -115,7 +115,8 @@ fn envoy(place: &Path, backend: SocketAddr) -> Result<Pair> {
     let venv = std::env::var("WEFT_INTEROP_VENV").context("run it by `cargo xtask bench`, which fetches Envoy")?;
     let program = PathBuf::from(venv).join("bin/envoy");
     let files = certificates::write(place)?;
-    let (entry, between) = (free_port()?, free_port()?);
+    let ports = [Reserved::new()?, Reserved::new()?];
+    let [entry, between] = [ports[0].address, ports[1].address];
     let run = |name: &str, text: String| -> Result<Child> {
         let file = place.join(format!("{name}.yaml"));
         std::fs::write(&file, text)?;
@@ -127,12 +128,13 @@ fn envoy(place: &Path, backend: SocketAddr) -> Result<Pair> {
         run("callee", config::envoy_callee(between, backend, &files))?,
         run("caller", config::envoy_caller(entry, between, &files))?,
     ];
-    Ok(Pair { entry, children: Children::Foreign(children) })
+    Ok(Pair { entry, children: Children::Foreign { children, _ports: ports } })
 }
 
 fn haproxy(place: &Path, backend: SocketAddr) -> Result<Pair> {
     let files = certificates::write(place)?;
-    let (entry, between) = (free_port()?, free_port()?);
+    let ports = [Reserved::new()?, Reserved::new()?];
+    let [entry, between] = [ports[0].address, ports[1].address];
     let run = |name: &str, text: String| -> Result<Child> {
         let file = place.join(format!("{name}.cfg"));
         std::fs::write(&file, text)?;
@@ -142,7 +144,7 @@ fn haproxy(place: &Path, backend: SocketAddr) -> Result<Pair> {
         run("callee", config::haproxy_callee(between, backend, &files))?,
         run("caller", config::haproxy_caller(entry, between, &files))?,
     ];
-    Ok(Pair { entry, children: Children::Foreign(children) })
+    Ok(Pair { entry, children: Children::Foreign { children, _ports: ports } })
 }
 
 fn spawn(command: &mut Command) -> Result<Child> {

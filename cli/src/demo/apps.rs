@@ -25,6 +25,7 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{TcpListener, TcpStream},
 };
+use tokio_stream::wrappers::TcpListenerStream;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 /// Which application, and where it listens.
@@ -39,9 +40,6 @@ pub struct AppOptions {
     /// inventory: where it listens for its line protocol.
     #[arg(long)]
     listen_tcp: Option<SocketAddr>,
-    /// frontend: the local port that leads to inventory.
-    #[arg(long)]
-    inventory: Option<SocketAddr>,
     /// What it calls itself in answers.
     #[arg(long, default_value = "v1")]
     version: String,
@@ -96,8 +94,7 @@ async fn told_to_stop() {
 async fn serve(options: AppOptions) -> Result<()> {
     match options.app {
         App::Frontend => {
-            let inventory = options.inventory.context("frontend needs --inventory")?;
-            let state = Arc::new(Frontend { proxy: proxy()?, inventory, pool: Pool::default() });
+            let state = Arc::new(Frontend { proxy: proxy()?, inventory: inventory()?, pool: Pool::default() });
             http(options.listen, move |request| frontend(state.clone(), request)).await
         }
         App::Orders => {
@@ -117,7 +114,8 @@ async fn serve(options: AppOptions) -> Result<()> {
             let lines = options.listen_tcp.context("inventory needs --listen-tcp")?;
             let (reporter, health) = tonic_health::server::health_reporter();
             reporter.set_service_status("widgets", tonic_health::ServingStatus::Serving).await;
-            let grpc = tonic::transport::Server::builder().add_service(health).serve(options.listen);
+            let incoming = TcpListenerStream::new(bind(options.listen)?);
+            let grpc = tonic::transport::Server::builder().add_service(health).serve_with_incoming(incoming);
             tokio::select! {
                 result = grpc => result.map_err(Into::into),
                 result = line_protocol(lines) => result,
@@ -133,12 +131,24 @@ fn proxy() -> Result<SocketAddr> {
     value.trim_start_matches("http://").trim_end_matches('/').parse().with_context(|| format!("HTTP_PROXY={value}"))
 }
 
+/// The local port that leads to inventory's line protocol, as the sidecar tells whom it wraps.
+fn inventory() -> Result<SocketAddr> {
+    const VARIABLE: &str = "WEFT_UPSTREAM_INVENTORY_DEFAULT_9100";
+    let value = std::env::var(VARIABLE).with_context(|| format!("{VARIABLE} is not set"))?;
+    value.parse().with_context(|| format!("{VARIABLE}={value}"))
+}
+
+fn bind(listen: SocketAddr) -> Result<TcpListener> {
+    let bound = crate::launch::listen(listen).with_context(|| listen.to_string())?;
+    Ok(TcpListener::from_std(bound)?)
+}
+
 async fn http<F, R>(listen: SocketAddr, handler: F) -> Result<()>
 where
     F: Fn(Request<Incoming>) -> R + Clone + Send + 'static,
     R: Future<Output = Response<Full<Bytes>>> + Send + 'static,
 {
-    let listener = TcpListener::bind(listen).await.with_context(|| listen.to_string())?;
+    let listener = bind(listen)?;
     loop {
         let (stream, _) = listener.accept().await?;
         let handler = handler.clone();
@@ -226,7 +236,7 @@ async fn orders(state: Arc<Orders>, request: Request<Incoming>) -> Response<Full
 }
 
 async fn line_protocol(listen: SocketAddr) -> Result<()> {
-    let listener = TcpListener::bind(listen).await.with_context(|| listen.to_string())?;
+    let listener = bind(listen)?;
     loop {
         let (mut stream, _) = listener.accept().await?;
         tokio::spawn(async move {

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use http::Method;
 use tempfile::TempDir;
 
-use crate::launch::{self, ControlPlane, Ground, Process, Workload, WorkloadSpec, free_port, wait_for};
+use crate::launch::{self, ControlPlane, Ground, Process, Reserved, Workload, WorkloadSpec, wait_for};
 
 /// The resources that the mesh starts with.
 pub const RESOURCES: &str = include_str!("mesh.yaml");
@@ -28,9 +28,9 @@ struct Member {
     name: &'static str,
     service: &'static str,
     version: &'static str,
-    app: SocketAddr,
-    /// Of frontend: the local port that leads to inventory. Of inventory: its line protocol.
-    tcp: SocketAddr,
+    app: Reserved,
+    /// Of inventory: its line protocol.
+    tcp: Reserved,
     workload: Option<Workload>,
 }
 
@@ -52,7 +52,7 @@ impl Mesh {
         let folder = tempfile::Builder::new().prefix("weft-demo-").tempdir()?;
         let ground = Ground::new(std::env::current_exe()?, folder.path(), logs)?;
         let member = |name, service, version| -> Result<Member> {
-            Ok(Member { name, service, version, app: free_port()?, tcp: free_port()?, workload: None })
+            Ok(Member { name, service, version, app: Reserved::new()?, tcp: Reserved::new()?, workload: None })
         };
         let members = vec![
             member("inventory", "inventory", "v1")?,
@@ -90,23 +90,25 @@ impl Mesh {
 
     fn spec(&self, member: &Member) -> Result<WorkloadSpec> {
         let mut command = vec![self.ground.program.display().to_string()];
-        let words = ["demo-app", member.service, "--version", member.version, "--listen", &member.app.to_string()];
+        let words =
+            ["demo-app", member.service, "--version", member.version, "--listen", &member.app.address.to_string()];
         command.extend(words.map(str::to_owned));
         let mut spec = WorkloadSpec {
             name: member.name.to_owned(),
             service: member.service.to_owned(),
-            ports: format!("http=80:{}/http", member.app.port()),
+            ports: format!("http=80:{}/http", member.app.address.port()),
             version: member.version.to_owned(),
             ..WorkloadSpec::default()
         };
         match member.service {
-            "frontend" => {
-                command.extend(["--inventory".to_owned(), member.tcp.to_string()]);
-                spec.upstreams = format!("{}=inventory:9100", member.tcp);
-            }
+            "frontend" => spec.upstreams = "127.0.0.1:0=inventory:9100".to_owned(),
             "inventory" => {
-                command.extend(["--listen-tcp".to_owned(), member.tcp.to_string()]);
-                spec.ports = format!("grpc=9000:{}/grpc,stock=9100:{}/tcp", member.app.port(), member.tcp.port());
+                command.extend(["--listen-tcp".to_owned(), member.tcp.address.to_string()]);
+                spec.ports = format!(
+                    "grpc=9000:{}/grpc,stock=9100:{}/tcp",
+                    member.app.address.port(),
+                    member.tcp.address.port()
+                );
             }
             _ => {}
         }
@@ -161,7 +163,7 @@ impl Mesh {
 
     /// Where a workload's application listens.
     pub fn app(&self, name: &str) -> SocketAddr {
-        self.member(name).app
+        self.member(name).app.address
     }
 
     /// A workload.

@@ -8,7 +8,7 @@ use weft_proto::weft::v1::{
     ApplyRequest, ApplyResponse, CreateTokenRequest, RollbackRequest, Source, StatusRequest, StatusResponse,
 };
 
-use super::{Ground, Process, read_json, wait_for};
+use super::{Ground, Process, Reserved, read_json, wait_for};
 use crate::credential::{Client, Connection};
 
 /// How long it may take to come up.
@@ -27,6 +27,8 @@ pub struct ControlPlane {
     flags: Vec<String>,
     ports: Option<Ports>,
     process: Option<Process>,
+    /// Its ports while it does not run, so that nobody is given them by chance.
+    held: Vec<Reserved>,
 }
 
 impl ControlPlane {
@@ -36,7 +38,7 @@ impl ControlPlane {
     /// When it does not come up.
     pub async fn start(ground: &Ground, flags: &[&str]) -> Result<Self> {
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let mut control_plane = Self { ground: ground.clone(), flags, ports: None, process: None };
+        let mut control_plane = Self { ground: ground.clone(), flags, ports: None, process: None, held: Vec::new() };
         control_plane.restart().await?;
         Ok(control_plane)
     }
@@ -69,6 +71,7 @@ impl ControlPlane {
             address(self.ports.map(|ports| ports.http)),
         ];
         args.extend(self.flags.iter().cloned());
+        self.held.clear();
         self.process = Some(Process::start("control-plane", &self.ground.program, &self.ground.logs, &args, &[])?);
         self.ports = Some(wait_for("the control plane's addresses", START, async || read_json(&file)).await?);
         wait_for("the control plane's answer", START, async || self.status().await.ok()).await?;
@@ -79,6 +82,7 @@ impl ControlPlane {
     pub async fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.kill().await;
+            self.hold();
         }
     }
 
@@ -86,7 +90,14 @@ impl ControlPlane {
     pub async fn stop(&mut self, patience: Duration) {
         if let Some(mut process) = self.process.take() {
             process.stop(patience).await;
+            self.hold();
         }
+    }
+
+    fn hold(&mut self) {
+        let ports = self.ports.iter().flat_map(|ports| [ports.grpc, ports.http]);
+        // One that somebody has already taken shows itself at the restart.
+        self.held = ports.filter_map(|port| Reserved::at(port).ok()).collect();
     }
 
     /// Its process, when it runs.

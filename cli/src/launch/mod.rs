@@ -3,11 +3,11 @@
 mod control_plane;
 mod http;
 pub mod metrics;
+mod port;
 mod process;
 mod workload;
 
 use std::{
-    net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -18,6 +18,7 @@ use tokio::time::Instant;
 pub use self::{
     control_plane::ControlPlane,
     http::call,
+    port::{Reserved, listen},
     process::Process,
     workload::{SidecarPorts, Workload, WorkloadSpec},
 };
@@ -43,14 +44,6 @@ impl Ground {
         std::fs::create_dir_all(&logs).with_context(|| logs.display().to_string())?;
         Ok(Self { program, data: folder.to_path_buf(), logs })
     }
-}
-
-/// A port of loopback that nobody has now.
-///
-/// # Errors
-/// When there is none.
-pub fn free_port() -> Result<SocketAddr> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
 /// Asks again and again until there is an answer.

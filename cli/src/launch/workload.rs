@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use http::Method;
 use serde::Deserialize;
 
-use super::{ControlPlane, Ground, Process, call, read_json, wait_for};
+use super::{ControlPlane, Ground, Process, Reserved, call, read_json, wait_for};
 
 /// How long a sidecar may take to come up.
 const START: Duration = Duration::from_secs(20);
@@ -55,6 +55,8 @@ pub struct Workload {
     ground: Ground,
     ports: Option<SidecarPorts>,
     process: Option<Process>,
+    /// Its ports while it does not run, so that nobody is given them by chance.
+    held: Vec<Reserved>,
 }
 
 impl Workload {
@@ -63,7 +65,7 @@ impl Workload {
     /// # Errors
     /// When it cannot be started.
     pub async fn start(ground: &Ground, control_plane: &ControlPlane, spec: WorkloadSpec) -> Result<Self> {
-        let mut workload = Self { spec, ground: ground.clone(), ports: None, process: None };
+        let mut workload = Self { spec, ground: ground.clone(), ports: None, process: None, held: Vec::new() };
         workload.restart(control_plane, true).await?;
         Ok(workload)
     }
@@ -110,6 +112,7 @@ impl Workload {
         }
         // A process that was killed leaves the addresses of its last life behind.
         let _ = std::fs::remove_file(self.data().join("addresses.json"));
+        self.held.clear();
         self.process = Some(Process::start(&self.spec.name, &self.ground.program, &self.ground.logs, &args, &env)?);
         Ok(())
     }
@@ -165,6 +168,7 @@ impl Workload {
     pub async fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.kill().await;
+            self.hold();
         }
     }
 
@@ -172,6 +176,13 @@ impl Workload {
     pub async fn stop(&mut self, patience: Duration) {
         if let Some(mut process) = self.process.take() {
             process.stop(patience).await;
+            self.hold();
         }
+    }
+
+    fn hold(&mut self) {
+        let ports = self.ports.iter().flat_map(|ports| [ports.outbound, ports.inbound, ports.admin, ports.metrics]);
+        // One that somebody has already taken shows itself at the restart.
+        self.held = ports.filter_map(|port| Reserved::at(port).ok()).collect();
     }
 }

@@ -15,7 +15,7 @@ use tokio::{
     net::{TcpSocket, TcpStream},
     sync::Notify,
 };
-use weft::launch::free_port;
+use weft::launch::Reserved;
 use weft_tests::{
     App, Mesh,
     app::text,
@@ -105,11 +105,9 @@ async fn an_answer_that_breaks_off_never_looks_complete() -> Result<()> {
 async fn an_application_that_is_down_is_named_and_another_one_answers_instead() -> Result<()> {
     let mesh = Mesh::start().await?;
     let app = App::named("two").await?;
-    // Nobody listens at the first one's address.
-    let down = App::raw_at(free_port()?, |_stream| std::future::ready(())).await?;
-    let address = down.address;
-    drop(down);
-    let mut first = mesh.sidecar(spec("orders-1", address.port())).await?;
+    // Nobody listens at the first one's address, and nobody can be given it meanwhile.
+    let down = Reserved::new()?;
+    let mut first = mesh.sidecar(spec("orders-1", down.address.port())).await?;
     let caller = mesh.caller("client").await?;
     mesh.known(&caller, "orders", 1).await?;
     let proxy = caller.ports()?.outbound;

@@ -10,7 +10,8 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tokio::process::{Child, Command};
-use weft::launch::{Process, WorkloadSpec, free_port, wait_for};
+use tokio_stream::wrappers::TcpListenerStream;
+use weft::launch::{Process, Reserved, WorkloadSpec, wait_for};
 use weft_tests::{App, Mesh, caller, mesh::program};
 
 /// The environment that `cargo xtask test` makes. `None`, with a word about it, where it is not there.
@@ -59,7 +60,8 @@ async fn envoy(api_type: &str) -> Result<()> {
 
     let folder = mesh.ground.data.join("envoy");
     certificate(&mesh, "edge", &folder).await?;
-    let outbound = free_port()?;
+    let reserved = Reserved::new()?;
+    let outbound = reserved.address;
     let bootstrap = folder.join("bootstrap.json");
     std::fs::write(&bootstrap, envoy_bootstrap(api_type, mesh.control_plane.grpc(), outbound, &folder).to_string())?;
     let args = ["--concurrency", "1", "--use-dynamic-base-id", "-c", &bootstrap.display().to_string()];
@@ -164,10 +166,13 @@ with grpc.secure_channel(sys.argv[1], credentials) as channel:
 async fn a_proxyless_grpc_client_calls_a_service() -> Result<()> {
     let Some(venv) = environment()? else { return Ok(()) };
     let mesh = Mesh::start().await?;
-    let address = free_port()?;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter.set_service_status("widgets", tonic_health::ServingStatus::Serving).await;
-    let server = tokio::spawn(tonic::transport::Server::builder().add_service(health).serve(address));
+    let server = tokio::spawn(
+        tonic::transport::Server::builder().add_service(health).serve_with_incoming(TcpListenerStream::new(listener)),
+    );
     let _callee = mesh
         .sidecar(WorkloadSpec {
             name: "inventory-1".to_owned(),
