@@ -22,7 +22,8 @@ impl Reserved {
     /// # Errors
     /// When there is none.
     pub fn new() -> io::Result<Self> {
-        Self::at(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
+        // Without SO_REUSEADDR: with it on both sides, whoever asks for this very port would get it.
+        Self::of(bound(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), false)?)
     }
 
     /// Reserves this port: for a process that has ended and will come back to it.
@@ -30,7 +31,11 @@ impl Reserved {
     /// # Errors
     /// When somebody has it.
     pub fn at(address: SocketAddr) -> io::Result<Self> {
-        let socket = bound(address)?;
+        // Connections of the process that has ended may linger.
+        Self::of(bound(address, true)?)
+    }
+
+    fn of(socket: Socket) -> io::Result<Self> {
         let address = socket.local_addr()?.as_socket().expect("a TCP socket has an IP address");
         Ok(Self { address, _socket: socket })
     }
@@ -41,15 +46,15 @@ impl Reserved {
 /// # Errors
 /// When somebody has it.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = bound(address)?;
+    let socket = bound(address, true)?;
     socket.listen(1024)?;
     socket.set_nonblocking(true)?;
     Ok(socket.into())
 }
 
-fn bound(address: SocketAddr) -> io::Result<Socket> {
+fn bound(address: SocketAddr, reuse_address: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
+    socket.set_reuse_address(reuse_address)?;
     socket.set_reuse_port(true)?;
     socket.bind(&address.into())?;
     Ok(socket)
