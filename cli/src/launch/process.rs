@@ -72,11 +72,6 @@ impl Process {
         }
     }
 
-    /// It is still running.
-    pub fn alive(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
-    }
-
     /// Its process id.
     pub fn id(&self) -> u32 {
         self.group.as_raw().unsigned_abs()
