@@ -7,14 +7,12 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
 
-/// A byte stream: plain, TLS either way, or what remains of an upgraded HTTP/1 connection.
+/// A byte stream: plain, or TLS either way.
 #[derive(Debug)]
 pub struct Io {
     /// Bytes that were read ahead and are to be read again.
@@ -27,7 +25,6 @@ enum Stream {
     Plain(TcpStream),
     Server(Box<tokio_rustls::server::TlsStream<TcpStream>>),
     Client(Box<tokio_rustls::client::TlsStream<TcpStream>>),
-    Upgraded(TokioIo<Upgraded>),
 }
 
 impl Io {
@@ -56,19 +53,12 @@ impl From<tokio_rustls::client::TlsStream<TcpStream>> for Io {
     }
 }
 
-impl From<Upgraded> for Io {
-    fn from(stream: Upgraded) -> Self {
-        Self { ahead: Bytes::new(), stream: Stream::Upgraded(TokioIo::new(stream)) }
-    }
-}
-
 macro_rules! on {
     ($self:ident, $stream:ident => $call:expr) => {
         match &mut $self.get_mut().stream {
             Stream::Plain($stream) => $call,
             Stream::Server($stream) => $call,
             Stream::Client($stream) => $call,
-            Stream::Upgraded($stream) => $call,
         }
     };
 }
@@ -106,7 +96,6 @@ impl AsyncWrite for Io {
             Stream::Plain(stream) => stream.is_write_vectored(),
             Stream::Server(stream) => stream.is_write_vectored(),
             Stream::Client(stream) => stream.is_write_vectored(),
-            Stream::Upgraded(stream) => stream.is_write_vectored(),
         }
     }
 

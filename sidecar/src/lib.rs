@@ -16,6 +16,7 @@ use clap::Parser;
 use crate::settings::{Cli, Command, JOIN_TOKEN, Settings};
 
 pub mod admin;
+pub mod alarm;
 pub mod balance;
 pub mod cache;
 pub mod certs;
@@ -24,6 +25,7 @@ pub mod detect;
 pub mod drain;
 pub mod health;
 pub mod http;
+pub mod http1;
 pub mod io;
 pub mod listener;
 pub mod metrics;

@@ -169,7 +169,7 @@ async fn http_or_refuse(conn: &Rc<Conn>, sniffed: Sniffed, head_by: Instant) {
         // Nothing or half a request line came; closing is all that is due.
         Detected::More if sniffed.closed => return,
         Detected::More => Reason::HeaderTimeout,
-        // An odd method or version is refused in HTTP, by the guard.
+        // An odd method or version is refused in HTTP.
         Detected::Opaque => return serve(conn, sniffed.io, Wire::Http1, head_by).await,
         Detected::Tls => Reason::ClientProtocolError,
     };

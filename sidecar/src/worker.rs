@@ -16,12 +16,10 @@ use weft_identity::SpiffeId;
 use weft_xds::resource::{InboundPort, RetryBudget};
 
 use crate::{
+    alarm::Alarms,
     balance::Budget,
     drain::Side,
-    http::{
-        guard::{ReadTimes, Signals},
-        upgrade::Tunnel,
-    },
+    http::upgrade::Tunnel,
     metrics::{Connections, Direction, FLOW_IDLE, Flow, FlowKey, Metrics},
     reason::Reason,
     record::{AccessLog, Slowest},
@@ -146,6 +144,8 @@ pub struct Worker {
     pub slowest: RefCell<Slowest>,
     /// Replays towards the application.
     pub app_budget: Budget,
+    /// Timers of requests.
+    pub alarms: Alarms,
     flows: RefCell<HashMap<u64, Rc<Flow>>>,
     decisions: RefCell<HashMap<u64, IntCounter>>,
     downstream: [Connections; 2],
@@ -162,6 +162,7 @@ impl Worker {
             pools: Pools::new(&path.metrics),
             slowest: RefCell::default(),
             app_budget: Budget::new(budget, Instant::now()),
+            alarms: Alarms::default(),
             flows: RefCell::default(),
             decisions: RefCell::default(),
             downstream,
@@ -240,8 +241,10 @@ pub struct Conn {
     pub group: &'static str,
     /// `namespace/service` of the caller.
     pub source: Box<str>,
-    /// Between the connection's guard and its requests.
-    pub signals: Arc<Signals>,
+    /// Why the body of its last request was refused.
+    pub refused: Cell<Option<Reason>>,
+    /// Requests that are being answered.
+    pub busy: Cell<u32>,
     /// What becomes of the connection after its last answer.
     pub tunnel: RefCell<Option<Tunnel>>,
     /// The connection is inside another of our own: CONNECT.
@@ -291,7 +294,8 @@ impl Conn {
             identity,
             group,
             source,
-            signals: Arc::default(),
+            refused: Cell::new(None),
+            busy: Cell::new(0),
             tunnel: RefCell::default(),
             depth,
             requests: Cell::new(0),
@@ -318,12 +322,6 @@ impl Conn {
             [address, said]
         });
         made.each_ref().map(Option::as_ref)
-    }
-
-    /// How long reading may take.
-    pub fn read_times(&self) -> ReadTimes {
-        let bounds = &self.worker.path.bounds;
-        ReadTimes { head: bounds.head, idle: bounds.keep_alive, body: bounds.stream_idle }
     }
 }
 

@@ -5,21 +5,21 @@ use std::{
     pin::Pin,
     rc::Rc,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, Version, header};
 use http_body::{Body as _, Frame, SizeHint};
-use hyper::body::Incoming;
-use tokio::time::Sleep;
 
 use super::{
     body::{Body, BoxError, Source},
     headers,
+    incoming::Incoming,
 };
 use crate::{
+    alarm::Borrowed,
     balance::{Admitted, Failure, Outcome, Picked, Upstream},
     metrics::{Direction, Speaks},
     reason::Reason,
@@ -131,7 +131,7 @@ pub fn local(answer: Response<Bytes>, record: Record) -> Response<Body> {
         served: None,
         idle: Duration::MAX,
         until: None,
-        timer: None,
+        alarm: None,
         expected: None,
         done: false,
     };
@@ -183,7 +183,7 @@ pub struct Answer {
     idle: Duration,
     /// The whole request's deadline.
     until: Option<Instant>,
-    timer: Option<Pin<Box<Sleep>>>,
+    alarm: Option<Borrowed>,
     /// `content-length` of the answer.
     expected: Option<u64>,
     done: bool,
@@ -207,7 +207,7 @@ impl Answer {
             served: Some(served),
             idle,
             until,
-            timer: None,
+            alarm: None,
             expected,
             done: false,
         }
@@ -271,6 +271,12 @@ impl Answer {
         }
     }
 
+    pub(super) fn poll_upload(&mut self, cx: &mut Context<'_>) {
+        if let From_::Upstream(incoming) = &mut self.from {
+            incoming.poll_upload(cx);
+        }
+    }
+
     /// What the peer says of reasons is believed: it is a sidecar.
     fn trusts(&self) -> bool {
         let lease = self.served.as_ref().and_then(|served| served.lease.as_ref());
@@ -289,14 +295,8 @@ impl Answer {
         loop {
             let idle_at = self.record.progressed().checked_add(self.idle);
             let Some(at) = [idle_at, self.until].into_iter().flatten().min() else { return Poll::Pending };
-            let at = tokio::time::Instant::from_std(at);
-            let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
-            if timer.deadline() != at && timer.is_elapsed() || timer.deadline() > at {
-                timer.as_mut().reset(at);
-            }
-            if timer.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
-            }
+            let alarm = self.alarm.get_or_insert_with(|| self.record.conn().worker.alarms.take());
+            ready!(alarm.poll(cx, at));
             let now = Instant::now();
             if self.until.is_some_and(|until| now >= until) {
                 return self.broke(Reason::RequestTimeout, "the answer was not complete in time", Failure::Timeout);

@@ -10,12 +10,11 @@ use std::{
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
-use hyper::body::Incoming;
 
-use super::{answer::Answer, headers};
+use super::{answer::Answer, headers, incoming::Incoming};
 use crate::record::Entry;
 
-/// A cause that hyper passes on.
+/// Why a body breaks off.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Every body that the data path sends, either way.
@@ -29,6 +28,15 @@ pub enum Body {
     Upload(Upload),
     /// An upstream's body on its way to the caller.
     Answer(Box<Answer>),
+}
+
+impl Body {
+    /// Goes on sending what belongs to the same message, while nobody takes this body.
+    pub fn poll_upload(&mut self, cx: &mut Context<'_>) {
+        if let Self::Answer(answer) = self {
+            answer.poll_upload(cx);
+        }
+    }
 }
 
 impl http_body::Body for Body {
@@ -180,7 +188,7 @@ impl Upload {
             }
             Some(Err(error)) => {
                 source.failed.set(true);
-                return Poll::Ready(Some(Err(error.into())));
+                return Poll::Ready(Some(Err(error)));
             }
             Some(Ok(frame)) => frame,
         };
@@ -203,7 +211,7 @@ impl Upload {
                     *source.trailers.borrow_mut() = Some(trailers.clone());
                     Poll::Ready(Some(Ok(Frame::trailers(trailers))))
                 }
-                // Neither data nor trailers: hyper knows no third kind.
+                // Neither data nor trailers: there is no third kind.
                 Err(_unknown) => Poll::Ready(None),
             },
         }

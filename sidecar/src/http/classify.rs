@@ -2,8 +2,9 @@
 
 use http::{Method, Uri, Version, header, request::Parts};
 
-use super::{answer::Failed, headers, strict::MAX_FIELDS};
+use super::{answer::Failed, headers};
 use crate::{
+    http1::strict::MAX_FIELDS,
     reason::Reason,
     route::{Authority, Host, Target, host::MeshHost},
     worker::{Conn, Origin},
@@ -55,11 +56,6 @@ impl Call {
 /// # Errors
 /// What is refused before anything is asked or decided: see the reasons of side `app` with status 4xx.
 pub fn classify(conn: &Conn, parts: &mut Parts) -> Result<Call, Failed> {
-    if let Some(refused) = conn.signals.refused()
-        && parts.method.as_str() == super::guard::REFUSED
-    {
-        return Err(refused.into());
-    }
     if let Some(reason) = conn.refuse.get() {
         return Err(reason.into());
     }

@@ -3,13 +3,12 @@
 pub mod answer;
 pub mod body;
 pub mod classify;
-pub mod guard;
 pub mod headers;
-mod plan;
+pub mod incoming;
+pub mod plan;
 mod reply;
 pub mod request;
 pub mod serve;
-pub mod strict;
 mod tries;
 pub mod upgrade;
 

@@ -2,24 +2,19 @@
 
 use std::{
     net::SocketAddr,
-    rc::Rc,
     sync::Arc,
     sync::LazyLock,
     time::{Duration, Instant},
 };
 
 use http::{
-    HeaderMap, HeaderValue, Request, Uri, Version, header,
+    HeaderMap, HeaderName, HeaderValue, Request, Uri, Version, header,
     request::Parts,
     uri::{PathAndQuery, Scheme},
 };
 use weft_xds::resource::{Forward, HeaderEdits, InboundPort, Protocol, RetryOn, RetryPolicy, Route};
 
-use super::{
-    body::{Body, Source},
-    classify::Call,
-    headers,
-};
+use super::{body::Body, classify::Call, headers};
 use crate::{
     balance::{Admitted, Budget, Upstream, request_hash},
     metrics::Speaks,
@@ -34,11 +29,11 @@ use crate::{
 };
 
 /// What becomes of a request that is let through.
-pub(super) struct Plan<'p> {
+pub struct Plan<'p> {
     pub(super) to: To<'p>,
     pub(super) admitted: Option<Admitted>,
     /// What the request line will say.
-    pub(super) path: PathAndQuery,
+    pub(crate) path: PathAndQuery,
     /// What Host or `:authority` will say.
     pub(super) host: HeaderValue,
     pub(super) wire: Wire,
@@ -58,6 +53,8 @@ pub(super) enum To<'p> {
     App(SocketAddr),
     Outside(SocketAddr),
 }
+
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// Nothing is retried but what met a closed pooled connection.
 static REPLAY_ONLY: LazyLock<RetryPolicy> =
@@ -212,26 +209,33 @@ pub(super) fn prepare(conn: &Conn, plan: &Plan<'_>, fields: &mut HeaderMap, reco
     }
 }
 
-/// The request of one try.
-pub(super) fn build(plan: &Plan<'_>, number: u32, parts: &Parts, body: Option<&Rc<Source>>) -> Request<Body> {
-    let mut request = Request::new(body.map_or(Body::Empty, |body| Body::Upload(body.upload())));
-    *request.method_mut() = parts.method.clone();
-    *request.headers_mut() = parts.headers.clone();
-    let mut uri = http::uri::Parts::default();
-    uri.path_and_query = Some(plan.path.clone());
-    if plan.wire == Wire::Http2 {
-        uri.scheme = Some(Scheme::HTTP);
-        uri.authority = http::uri::Authority::try_from(plan.host.as_bytes()).ok();
-        *request.version_mut() = Version::HTTP_2;
-    }
-    *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
+/// Fields of one try alone.
+pub(super) fn own_fields(plan: &Plan<'_>, number: u32, shared: &HeaderMap) -> HeaderMap {
+    let mut own = HeaderMap::new();
     if number > 1 {
-        request.headers_mut().insert(headers::ATTEMPT, HeaderValue::from(number));
+        own.insert(headers::ATTEMPT, HeaderValue::from(number));
     }
-    if request.headers().contains_key("grpc-timeout")
+    if shared.contains_key(GRPC_TIMEOUT)
         && let Some(left) = plan.deadline.grpc_timeout(Instant::now())
     {
-        request.headers_mut().insert("grpc-timeout", left);
+        own.insert(GRPC_TIMEOUT, left);
     }
+    own
+}
+
+/// The request of one try over HTTP/2.
+pub fn http2(plan: &Plan<'_>, parts: &Parts, own: &HeaderMap, body: Body) -> Request<Body> {
+    let mut request = Request::new(body);
+    *request.method_mut() = parts.method.clone();
+    *request.headers_mut() = parts.headers.clone();
+    for (name, value) in own {
+        request.headers_mut().insert(name, value.clone());
+    }
+    let mut uri = http::uri::Parts::default();
+    uri.path_and_query = Some(plan.path.clone());
+    uri.scheme = Some(Scheme::HTTP);
+    uri.authority = http::uri::Authority::try_from(plan.host.as_bytes()).ok();
+    *request.version_mut() = Version::HTTP_2;
+    *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
     request
 }

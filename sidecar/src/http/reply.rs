@@ -7,13 +7,13 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, Version, header};
-use hyper::{body::Incoming, upgrade::OnUpgrade};
 use weft_xds::resource::{HeaderEdits, Route};
 
 use super::{
     answer::{Answer, Failed, Served, configured, local},
     body::Body,
     headers,
+    incoming::Incoming,
     tries::Sent,
     upgrade::Tunnel,
 };
@@ -22,6 +22,7 @@ use crate::{
     reason::Reason,
     record::Record,
     route::headers::edit,
+    upstream::Lease,
     worker::Conn,
 };
 
@@ -29,7 +30,8 @@ use crate::{
 pub(super) enum Reply {
     Upstream {
         sent: Box<Sent>,
-        downstream: Option<OnUpgrade>,
+        /// The caller asked for another protocol.
+        upgrade: bool,
         edits: Option<(Arc<Route>, HeaderEdits)>,
         idle: Duration,
         until: Option<Instant>,
@@ -59,14 +61,14 @@ impl Reply {
                 *conn.tunnel.borrow_mut() = Some(tunnel);
                 established.map(|_done| Body::Empty)
             }
-            Self::Upstream { sent, downstream, edits, idle, until } => {
+            Self::Upstream { sent, upgrade, edits, idle, until } => {
                 let told = sent.told();
                 let Sent { mut response, served } = *sent;
                 if let Some(told) = told {
                     record.fail(told, Some("reported by the callee's sidecar"));
                 }
                 if response.status().is_informational() {
-                    return switched(conn, response, served, downstream, record);
+                    return switched(conn, response, served, upgrade, record);
                 }
                 let fields = response.headers_mut();
                 let reason = fields.get(headers::REASON).cloned().filter(|_| told.is_some());
@@ -95,12 +97,12 @@ fn switched(
     conn: &Conn,
     mut response: Response<Incoming>,
     mut served: Served,
-    downstream: Option<OnUpgrade>,
+    upgrade: bool,
     record: Record,
 ) -> Response<Body> {
-    let upstream = response.extensions_mut().remove::<OnUpgrade>();
-    let (Some(downstream), Some(upstream), StatusCode::SWITCHING_PROTOCOLS) = (downstream, upstream, response.status())
-    else {
+    let asked = upgrade && response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    let upstream = served.lease.take().filter(|_| asked).and_then(Lease::into_io);
+    let Some(upstream) = upstream else {
         served.finish(Outcome::Failed(Failure::Status));
         return Failed::with(Reason::UpstreamProtocolError, "101 without having been asked for").answer(record);
     };
@@ -112,7 +114,7 @@ fn switched(
         response.headers_mut().insert(header::UPGRADE, protocol);
     }
     record.answered(&response);
-    *conn.tunnel.borrow_mut() = Some(Tunnel::Switched { downstream, upstream, record, served });
+    *conn.tunnel.borrow_mut() = Some(Tunnel::Switched { upstream: Box::new(upstream), record, served });
     let (head, _empty) = response.into_parts();
     Response::from_parts(head, Body::Empty)
 }

@@ -4,9 +4,8 @@
 
 use std::{rc::Rc, sync::Arc, time::Instant};
 
-use http::{HeaderValue, Request, Response, StatusCode, Version, header, request::Parts};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts};
 use http_body::Body as _;
-use hyper::{body::Incoming, upgrade::OnUpgrade};
 use weft_xds::resource::{InboundPort, RouteAction};
 
 use super::{
@@ -14,9 +13,10 @@ use super::{
     body::{Body, Source},
     classify::{Whither, classify},
     headers,
-    plan::{Plan, To, build, prepare},
+    incoming::Incoming,
+    plan::{Plan, To, own_fields, prepare},
     reply::Reply,
-    tries::{Aim, Lost, Sent, Tried, within_idle},
+    tries::{Aim, Lost, Sent, Tried, Within},
     upgrade::{connect, outside},
 };
 use crate::{
@@ -29,14 +29,14 @@ use crate::{
     reason::Reason,
     record::{Record, Try},
     route::{Head, find_route, pick_cluster, rewrite},
-    upstream::{Destination, Missed, Stage, send},
+    upstream::{Destination, Missed, Sending, Stage, send},
     worker::{Conn, Origin, inbound_port},
 };
 
 /// Proxies one HTTP request: decide, act, record.
 pub async fn proxy(conn: &Rc<Conn>, request: Request<Incoming>) -> Response<Body> {
     let record = Record::start(conn, &request);
-    let connect = request.method() == http::Method::CONNECT;
+    let connect = request.method() == Method::CONNECT;
     let switches = connect || headers::names_upgrade(request.headers()).is_some() && request.body().is_end_stream();
     let http1 = request.version() != Version::HTTP_2;
     let reply = steps(conn, request, &record).await;
@@ -54,12 +54,21 @@ pub async fn proxy(conn: &Rc<Conn>, request: Request<Incoming>) -> Response<Body
     answer
 }
 
+/// Answers a request whose head was refused before it was one.
+pub fn refuse(conn: &Rc<Conn>, reason: Reason) -> Response<Body> {
+    // Nothing of it is believed, so nothing of it is shown.
+    let mut request = Request::new(());
+    *request.method_mut() = Method::from_bytes(b"WEFT-REFUSED").expect("letters and a dash are a token");
+    let record = Record::start(conn, &request);
+    Failed::from(reason).answer(record)
+}
+
 async fn steps(conn: &Rc<Conn>, request: Request<Incoming>, record: &Record) -> Result<Reply, Failed> {
     let (mut parts, incoming) = request.into_parts();
     // classify: what is it, whom does it ask for?
     let call = classify(conn, &mut parts)?;
-    if parts.method == http::Method::CONNECT {
-        return connect(conn, call, parts, record).await;
+    if parts.method == Method::CONNECT {
+        return connect(conn, call, record).await;
     }
     let target = call.target()?;
     let head = Head {
@@ -139,10 +148,7 @@ async fn exchange(
     record: &Record,
 ) -> Result<Reply, Failed> {
     let bodyless = incoming.is_end_stream();
-    let downstream = plan.upgrade.as_ref().filter(|_| bodyless).and_then(|_| parts.extensions.remove::<OnUpgrade>());
-    if downstream.is_none() {
-        plan.upgrade = None;
-    }
+    plan.upgrade = plan.upgrade.filter(|_| bodyless);
     prepare(conn, &plan, &mut parts.headers, record);
     let body = (!bodyless).then(|| Source::new(incoming, plan.retry.body_bytes(), Rc::clone(record.entry())));
     let mut tried = Tried::default();
@@ -156,8 +162,7 @@ async fn exchange(
             Ok(sent) => (sent.retriable(record), Ok(sent)),
             Err(lost) => (lost.attempt, Err(lost)),
         };
-        let replayable = body.as_ref().is_none_or(|body| body.replayable());
-        let circumstances = Circumstances { replayable, response_begun: false };
+        let circumstances = Circumstances { replayable: replayable(body.as_ref()), response_begun: false };
         let verdict = again.map(|attempt| {
             plan.retry.after(attempt, circumstances, &plan.deadline, plan.budget, Instant::now(), fastrand::u64(..))
         });
@@ -177,7 +182,7 @@ async fn exchange(
                 {
                     record.flow().suppressed(why.label());
                 }
-                return finish(plan, ended, body, downstream, record);
+                return finish(plan, ended, body, record);
             }
         }
     }
@@ -187,15 +192,14 @@ fn finish(
     mut plan: Plan<'_>,
     ended: Result<Box<Sent>, Box<Lost>>,
     body: Option<Rc<Source>>,
-    downstream: Option<OnUpgrade>,
     record: &Record,
 ) -> Result<Reply, Failed> {
     match ended {
         Ok(mut sent) => {
             sent.served.admitted = plan.admitted.take();
             sent.served.upload = body;
-            let (idle, until) = (plan.idle, plan.deadline.overall());
-            Ok(Reply::Upstream { sent, downstream, edits: plan.answer_edits, idle, until })
+            let (idle, until, upgrade) = (plan.idle, plan.deadline.overall(), plan.upgrade.is_some());
+            Ok(Reply::Upstream { sent, upgrade, edits: plan.answer_edits, idle, until })
         }
         Err(lost) => {
             let mut failed = lost.failed;
@@ -213,9 +217,9 @@ fn finish(
     }
 }
 
-/// The caller's body ended in an error: what the guard saw says why.
+/// The caller's body ended in an error: what was seen on the wire says why.
 fn caller_failed(record: &Record, failed: Failed) -> Failed {
-    match record.conn().signals.refused() {
+    match record.conn().refused.get() {
         Some(reason) => Failed { reason, ..failed },
         None => Failed { reason: Reason::ClientCancelled, ..failed },
     }
@@ -232,14 +236,8 @@ async fn one_try(
     record: &Record,
 ) -> Result<Box<Sent>, Box<Lost>> {
     let began = Instant::now();
-    let attempt = within_idle(attempt(conn, plan, tried, &mut aim, parts, body, record), plan.idle, record);
-    let mut ended = match plan.deadline.try_until(began) {
-        None => attempt.await,
-        Some((at, bound)) => match tokio::time::timeout_at(at.into(), attempt).await {
-            Ok(ended) => ended,
-            Err(_elapsed) => Err(Box::new(Lost::late(bound))),
-        },
-    };
+    let within = Within { idle: plan.idle, until: plan.deadline.try_until(began), record };
+    let mut ended = within.run(attempt(conn, plan, tried, &mut aim, parts, body, record)).await;
     if let Err(lost) = &mut ended {
         // Whoever waits for the caller's body cannot be blamed for being late.
         if lost.outcome == Outcome::Failed(Failure::Timeout) && body.is_some_and(|body| !body.ended()) {
@@ -262,11 +260,12 @@ async fn attempt(
     tried: &Tried,
     aim: &mut Aim,
     parts: &Parts,
-    body: Option<&Rc<Source>>,
+    source: Option<&Rc<Source>>,
     record: &Record,
 ) -> Result<Box<Sent>, Box<Lost>> {
     let careful = !is_idempotent(&parts.method);
-    let mut request = build(plan, tried.number, parts, body);
+    let own = own_fields(plan, tried.number, &parts.headers);
+    let sending = Sending { plan, parts, own: &own };
     let mut fresh = tried.fresh;
     loop {
         // connect: a pooled connection that is still alive, or a new one; the peer proves who it is before any byte.
@@ -276,21 +275,24 @@ async fn attempt(
         let mut lease = leased.map_err(|failure| Box::new(Lost::unconnected(failure)))?;
         record.mutual(lease.mutual);
         // send: the head, and the body as it comes; wait for the head of the answer.
-        match send(&mut lease, &aim.destination, request).await {
+        let body = source.map_or(Body::Empty, |source| Body::Upload(source.upload()));
+        match send(&mut lease, &aim.destination, sending, body).await {
             Ok(response) => {
                 record.progress();
                 return Ok(Box::new(Sent { response, served: aim.served(conn, lease) }));
             }
             Err(missed) => match *missed {
                 // The pooled connection had ended; nothing was sent, so this is the same try.
-                Missed { stage: Stage::NotSent, unsent: Some(unsent), .. } if lease.reused => {
-                    request = *unsent;
-                    fresh = true;
-                }
+                Missed { stage: Stage::NotSent, .. } if lease.reused && replayable(source) => fresh = true,
                 missed => return Err(Box::new(Lost::unanswered(missed, &lease))),
             },
         }
     }
+}
+
+/// Whether all of the caller's body that came so far can be sent once more.
+fn replayable(body: Option<&Rc<Source>>) -> bool {
+    body.is_none_or(|body| body.replayable())
 }
 
 fn pick(conn: &Conn, plan: &Plan<'_>, tried: &mut Tried) -> Result<Aim, Box<Lost>> {

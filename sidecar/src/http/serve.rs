@@ -1,21 +1,19 @@
-//! Serves HTTP on one accepted connection: hyper's server, the guard of HTTP/1, limits of HTTP/2, idle time, drain.
+//! Serves HTTP on one accepted connection: HTTP/1 by [`crate::http1::server`], HTTP/2 by hyper with its limits, idle time
+//! and drain.
 
-use std::{cell::Cell, convert::Infallible, future::Future, pin::pin, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::Cell, convert::Infallible, future::Future, pin::pin, rc::Rc, time::Duration};
 
-use hyper::{
-    rt::Executor,
-    server::conn::{http1, http2},
-    service::service_fn,
-};
+use hyper::{rt::Executor, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::time::Instant;
 
-use super::{
-    guard::Guard,
-    request::proxy,
-    strict::{MAX_FIELDS, MAX_HEAD},
+use super::{incoming::Incoming, request::proxy};
+use crate::{
+    http1::{self, strict::MAX_HEAD},
+    io::Io,
+    upstream::Wire,
+    worker::Conn,
 };
-use crate::{io::Io, upstream::Wire, worker::Conn};
 
 /// Streams that one connection may have open.
 const STREAMS: u32 = 256;
@@ -28,42 +26,21 @@ const RESETS: usize = 64;
 /// Serves HTTP until the connection ends. `head_by`: deadline of the first head, counted from accept.
 pub async fn serve(conn: &Rc<Conn>, io: Io, wire: Wire, head_by: Instant) {
     match wire {
-        Wire::Http1 => http1(conn, io, head_by).await,
-        Wire::Http2 => http2(conn, io).await,
-    }
-    let tunnel = conn.tunnel.take();
-    if let Some(tunnel) = tunnel {
-        tunnel.run(conn).await;
-    }
-}
-
-async fn http1(conn: &Rc<Conn>, io: Io, head_by: Instant) {
-    let guard = Guard::new(io, Arc::clone(&conn.signals), conn.read_times(), head_by);
-    let service = service_fn(|request| async move { Ok::<_, Infallible>(proxy(conn, request).await) });
-    let connection = http1::Builder::new()
-        .header_read_timeout(None)
-        .max_headers(MAX_FIELDS + 4)
-        .max_buf_size(MAX_HEAD + 4096)
-        .timer(TokioTimer::new())
-        .serve_connection(TokioIo::new(guard), service)
-        .with_upgrades();
-    let mut connection = pin!(connection);
-    let side = conn.worker.path.side(conn.direction());
-    let ended = tokio::select! {
-        biased;
-        ended = connection.as_mut() => ended,
-        () = side.draining() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+        Wire::Http1 => {
+            let rest = http1::server::serve(conn, io, head_by.into_std()).await;
+            let tunnel = conn.tunnel.take();
+            if let (Some(tunnel), Some(rest)) = (tunnel, rest) {
+                Box::pin(tunnel.run(conn, rest)).await;
+            }
         }
-    };
-    note(conn, ended);
+        Wire::Http2 => Box::pin(http2(conn, io)).await,
+    }
 }
 
 async fn http2(conn: &Rc<Conn>, io: Io) {
-    let service = service_fn(|request| {
+    let service = service_fn(|request: http::Request<hyper::body::Incoming>| {
         let conn = Rc::clone(conn);
-        async move { Ok::<_, Infallible>(proxy(&conn, request).await) }
+        async move { Ok::<_, Infallible>(proxy(&conn, request.map(Incoming::Http2)).await) }
     });
     let connection = http2::Builder::new(LocalExec)
         .timer(TokioTimer::new())
@@ -100,7 +77,7 @@ async fn unused(conn: &Conn) {
     let seen = Cell::new(u64::MAX);
     loop {
         let requests = conn.requests.get();
-        if seen.replace(requests) == requests && !conn.signals.is_busy() {
+        if seen.replace(requests) == requests && conn.busy.get() == 0 {
             return;
         }
         tokio::time::sleep(keep_alive).await;

@@ -1,18 +1,21 @@
 //! One try of a request: how it stands, and how it ended.
 
 use std::{
+    future::poll_fn,
     net::SocketAddr,
+    pin::pin,
     rc::Rc,
     sync::Arc,
+    task::{Poll, ready},
     time::{Duration, Instant},
 };
 
 use http::{Response, header};
-use hyper::body::Incoming;
 
 use super::{
     answer::{Failed, Served},
     headers,
+    incoming::Incoming,
 };
 use crate::{
     balance::{Failure, Outcome, Picked},
@@ -158,28 +161,45 @@ impl Lost {
     }
 }
 
-/// Ends a try in which no byte moved either way for too long.
-pub(super) async fn within_idle(
-    attempt: impl Future<Output = Result<Box<Sent>, Box<Lost>>>,
-    idle: Duration,
-    record: &Entry,
-) -> Result<Box<Sent>, Box<Lost>> {
-    record.progress();
-    let quiet = async {
-        while let Some(at) = record.progressed().checked_add(idle) {
-            if at <= Instant::now() {
-                return;
+/// How long a try may take.
+pub(super) struct Within<'w> {
+    /// No byte either way for this long ends it.
+    pub(super) idle: Duration,
+    /// Its end, and which bound that is.
+    pub(super) until: Option<(Instant, Bound)>,
+    pub(super) record: &'w Entry,
+}
+
+impl Within<'_> {
+    /// Runs the try, and ends it when its time is over.
+    pub(super) async fn run(
+        &self,
+        attempt: impl Future<Output = Result<Box<Sent>, Box<Lost>>>,
+    ) -> Result<Box<Sent>, Box<Lost>> {
+        self.record.progress();
+        let mut attempt = pin!(attempt);
+        let mut alarm = self.record.conn().worker.alarms.take();
+        poll_fn(|cx| {
+            if let Poll::Ready(ended) = attempt.as_mut().poll(cx) {
+                return Poll::Ready(ended);
             }
-            tokio::time::sleep_until(at.into()).await;
-        }
-        std::future::pending().await
-    };
-    tokio::select! {
-        biased;
-        ended = attempt => ended,
-        () = quiet => {
-            let outcome = Outcome::Failed(Failure::Timeout);
-            Err(Box::new(Lost { failed: Reason::IdleTimeout.into(), attempt: None, outcome }))
-        }
+            loop {
+                let quiet = self.record.progressed().checked_add(self.idle);
+                let Some(at) = [quiet, self.until.map(|(at, _)| at)].into_iter().flatten().min() else {
+                    return Poll::Pending;
+                };
+                ready!(alarm.poll(cx, at));
+                let now = Instant::now();
+                if let Some((_, bound)) = self.until.filter(|(until, _)| *until <= now) {
+                    return Poll::Ready(Err(Box::new(Lost::late(bound))));
+                }
+                if now.saturating_duration_since(self.record.progressed()) >= self.idle {
+                    let outcome = Outcome::Failed(Failure::Timeout);
+                    let failed = Reason::IdleTimeout.into();
+                    return Poll::Ready(Err(Box::new(Lost { failed, attempt: None, outcome })));
+                }
+            }
+        })
+        .await
     }
 }

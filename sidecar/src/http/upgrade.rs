@@ -1,11 +1,8 @@
 //! What becomes of an HTTP/1 connection that is no longer HTTP/1: WebSocket and its like, and CONNECT.
 //!
-//! Nothing is tunnelled before the backend has agreed: hyper hands the streams over only after the 101 (or our 200).
+//! Nothing is tunnelled before the backend has agreed: the caller's stream is handed over only after the 101 (or our 200).
 
 use std::{net::SocketAddr, rc::Rc};
-
-use http::request::Parts;
-use hyper::upgrade::OnUpgrade;
 
 use super::{
     answer::{Failed, Served},
@@ -32,10 +29,8 @@ use crate::{
 pub enum Tunnel {
     /// The backend has switched protocols.
     Switched {
-        /// The caller's side.
-        downstream: OnUpgrade,
-        /// The backend's.
-        upstream: OnUpgrade,
+        /// The backend's side.
+        upstream: Box<Io>,
         /// Written when the tunnel ends.
         record: Record,
         /// Held until then.
@@ -43,45 +38,34 @@ pub enum Tunnel {
     },
     /// CONNECT to a service: whatever comes is treated like a connection to that service.
     Mesh {
-        /// The caller's side.
-        downstream: OnUpgrade,
         /// Canonical authority.
         authority: Box<str>,
     },
     /// CONNECT to the outside world.
     Outside {
-        /// The caller's side.
-        downstream: OnUpgrade,
-        /// The other.
+        /// The other side.
         upstream: Box<Io>,
     },
 }
 
 impl Tunnel {
-    /// Carries bytes until both sides have ended.
-    pub async fn run(self, conn: &Rc<Conn>) {
+    /// Carries bytes between the caller's side and the other until both have ended.
+    pub async fn run(self, conn: &Rc<Conn>, downstream: Io) {
         match self {
-            Self::Switched { downstream, upstream, record, mut served } => {
-                let (Ok(downstream), Ok(upstream)) = tokio::join!(downstream, upstream) else {
-                    // One side went away between the answer and the switch.
-                    record.fail(Reason::ClientCancelled, Some("the connection ended before it was switched"));
-                    return record.finish();
-                };
-                let ended = tcp::relay(conn, Io::from(downstream), Io::from(upstream), &record, tcp::Idle::Never).await;
+            Self::Switched { upstream, record, mut served } => {
+                let ended = tcp::relay(conn, downstream, *upstream, &record, tcp::Idle::Never).await;
                 served.finish(Outcome::Success);
                 tcp::note(&record, ended);
                 record.finish();
             }
-            Self::Mesh { downstream, authority } => {
-                let Ok(downstream) = downstream.await else { return };
+            Self::Mesh { authority } => {
                 let inner = Conn::outbound(&conn.worker, Origin::Fixed(authority), conn.peer, conn.depth + 1);
-                Box::pin(listener::serve_fixed(&inner, Io::from(downstream))).await;
+                Box::pin(listener::serve_fixed(&inner, downstream)).await;
             }
-            Self::Outside { downstream, upstream } => {
-                let Ok(downstream) = downstream.await else { return };
+            Self::Outside { upstream } => {
                 let record = Record::tcp(conn);
                 record.goes("external", None);
-                let ended = tcp::relay(conn, Io::from(downstream), *upstream, &record, tcp::Idle::Tcp).await;
+                let ended = tcp::relay(conn, downstream, *upstream, &record, tcp::Idle::Tcp).await;
                 tcp::note(&record, ended);
                 record.finish();
             }
@@ -112,11 +96,7 @@ pub async fn outside(conn: &Conn, authority: &Authority<'_>, record: &Entry) -> 
 
 /// CONNECT: to a service it is ended here, and what flows inside is a connection like any other; to the outside world
 /// it is a tunnel.
-pub(super) async fn connect(conn: &Rc<Conn>, call: Call, mut parts: Parts, record: &Record) -> Result<Reply, Failed> {
-    let downstream = parts
-        .extensions
-        .remove::<OnUpgrade>()
-        .ok_or_else(|| Failed::told(Reason::ClientProtocolError, "this connection cannot be switched"))?;
+pub(super) async fn connect(conn: &Rc<Conn>, call: Call, record: &Record) -> Result<Reply, Failed> {
     if conn.depth > 0 {
         return Err(Reason::LoopDetected.into());
     }
@@ -125,7 +105,7 @@ pub(super) async fn connect(conn: &Rc<Conn>, call: Call, mut parts: Parts, recor
         match shared.demand.ensure(shared, key).await {
             Ok(_ready) => {
                 record.goes(&conn.worker.path.service, None);
-                return Ok(Reply::Connected(Tunnel::Mesh { downstream, authority: key.clone() }));
+                return Ok(Reply::Connected(Tunnel::Mesh { authority: key.clone() }));
             }
             Err(DemandError::NotFound) if !certainly => {}
             Err(error) => return Err(unknown(error, key)),
@@ -135,5 +115,5 @@ pub(super) async fn connect(conn: &Rc<Conn>, call: Call, mut parts: Parts, recor
     let stream = upstream::connect(&conn.worker, &Destination::External(address), Alpn::None)
         .await
         .map_err(|failure| Failed::with(failure.reason, failure.detail))?;
-    Ok(Reply::Connected(Tunnel::Outside { downstream, upstream: Box::new(stream.io) }))
+    Ok(Reply::Connected(Tunnel::Outside { upstream: Box::new(stream.io) }))
 }

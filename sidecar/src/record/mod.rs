@@ -20,7 +20,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, Version, head
 use weft_xds::resource::{Cluster, Route};
 
 use crate::{
-    http::{guard::Busy, headers},
+    http::headers,
     metrics::{AttemptKind, Flow, RequestKey, Speaks},
     reason::Reason,
     worker::Conn,
@@ -54,7 +54,6 @@ pub struct Entry {
     detail: RefCell<Option<Box<str>>>,
     mutual: Cell<bool>,
     finished: Cell<bool>,
-    busy: RefCell<Option<Busy>>,
 }
 
 /// One try, as the access log shows it.
@@ -99,8 +98,8 @@ impl Record {
 
     fn new(conn: &Rc<Conn>, speaks: Speaks, method: Method, uri: Uri, host: Option<HeaderValue>) -> Self {
         let now = Instant::now();
+        conn.busy.set(conn.busy.get() + 1);
         Self(Rc::new(Entry {
-            busy: RefCell::new(Some(conn.signals.busy())),
             conn: Rc::clone(conn),
             started: now,
             method,
@@ -140,8 +139,7 @@ impl Record {
 
     /// It turned out to be something else, which has records of its own.
     pub fn forget(&self) {
-        self.0.busy.take();
-        self.0.finished.set(true);
+        self.0.end();
     }
 }
 
@@ -313,11 +311,19 @@ impl Entry {
         self.reason.get()
     }
 
+    /// Counts it out, once.
+    fn end(&self) -> bool {
+        let first = !self.finished.replace(true);
+        if first {
+            self.conn.busy.set(self.conn.busy.get() - 1);
+        }
+        first
+    }
+
     fn write(&self) {
-        if self.finished.replace(true) {
+        if !self.end() {
             return;
         }
-        self.busy.take();
         let took = self.started.elapsed();
         let key = RequestKey {
             protocol: self.speaks.get(),

@@ -9,7 +9,7 @@ mod send;
 pub use self::{
     connect::{ConnectFailure, Link, connect, prepare},
     pool::{Lease, Pools},
-    send::{Missed, Stage, send},
+    send::{Missed, Sending, Stage, send},
 };
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};

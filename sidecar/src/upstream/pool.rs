@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::Notify;
 use weft_identity::SpiffeId;
@@ -21,7 +21,9 @@ use super::{ConnectFailure, Destination, Link, Wire, connect};
 use crate::{
     balance::{LimitKind, LimitPermit},
     http::{body::Body, serve::LocalExec},
-    metrics::{Connections, Direction, Metrics},
+    http1::client::Client,
+    io::Io,
+    metrics::{Connections, Direction, Metrics, OpenConnection},
     reason::Reason,
     worker::Worker,
 };
@@ -59,11 +61,20 @@ struct Host {
     keep: Cell<Duration>,
 }
 
+/// An HTTP/1 connection that waits for a request.
 #[derive(Debug)]
 struct Idle {
-    sender: http1::SendRequest<Body>,
-    peer: Option<Arc<SpiffeId>>,
+    link: Box<Http1>,
     since: Instant,
+}
+
+/// An HTTP/1 connection, and what it holds while it is open.
+#[derive(Debug)]
+pub(super) struct Http1 {
+    pub(super) client: Rc<Client>,
+    peer: Option<Arc<SpiffeId>>,
+    _permit: Option<LimitPermit>,
+    _open: OpenConnection,
 }
 
 /// An HTTP/2 connection.
@@ -90,13 +101,12 @@ pub struct Lease {
     pub reused: bool,
     /// The peer proved an identity.
     pub mutual: bool,
-    peer: Option<Arc<SpiffeId>>,
     host: Rc<Host>,
 }
 
 #[derive(Debug)]
 pub(super) enum Sender {
-    Http1(Option<http1::SendRequest<Body>>),
+    Http1(Box<Http1>),
     Http2(StreamGuard),
 }
 
@@ -125,15 +135,24 @@ impl Drop for StreamGuard {
 impl Lease {
     /// The answer has come to its end and the request was sent whole: the connection may serve again.
     pub fn give_back(self) {
-        if let Sender::Http1(Some(sender)) = self.sender
-            && !sender.is_closed()
+        if let Sender::Http1(link) = self.sender
+            && link.client.is_reusable()
         {
             let mut idle = self.host.idle.borrow_mut();
             if idle.len() < MAX_IDLE {
-                idle.push(Idle { sender, peer: self.peer, since: Instant::now() });
+                link.client.rest();
+                idle.push(Idle { link, since: Instant::now() });
             }
         }
         self.host.freed.notify_one();
+    }
+
+    /// The stream of an HTTP/1 connection that was switched to another protocol.
+    pub fn into_io(self) -> Option<Io> {
+        match self.sender {
+            Sender::Http1(link) => link.client.into_io(),
+            Sender::Http2(_) => None,
+        }
     }
 
     /// HTTP version of the connection.
@@ -173,7 +192,7 @@ impl Pools {
         self.hosts.borrow_mut().retain(|_, hosts| {
             hosts.retain(|host| {
                 let fresh = |since: Instant| now.saturating_duration_since(since) < host.keep.get();
-                host.idle.borrow_mut().retain(|idle| !idle.sender.is_closed() && fresh(idle.since));
+                host.idle.borrow_mut().retain(|idle| fresh(idle.since) && !idle.link.client.is_stale());
                 let alive = |shared: &Rc<Shared>| {
                     !shared.sender.is_closed() && (shared.streams.get() > 0 || fresh(shared.since.get()))
                 };
@@ -241,22 +260,9 @@ impl Pools {
             Permit::Reuse(lease) => return Ok(*lease),
         };
         let Link { io, peer, .. } = connect(worker, to, Wire::Http1.alpn()).await?;
-        let made = http1::Builder::new()
-            .max_headers(super::send::MAX_ANSWER_FIELDS)
-            .max_buf_size(super::send::MAX_ANSWER_HEAD)
-            .handshake(TokioIo::new(io))
-            .await;
-        let (sender, connection) = made.map_err(|error| broken(to, &error))?;
-        let open = self.opened(to).open();
-        tokio::task::spawn_local(async move {
-            let (_permit, _open) = (permit, open);
-            // How it ended is told to the request that it served, if there was one.
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::trace!(%error, "upstream connection ended");
-            }
-        });
         let mutual = peer.is_some();
-        Ok(Lease { sender: Sender::Http1(Some(sender)), reused: false, mutual, peer, host })
+        let link = Http1 { client: Client::new(io), peer, _permit: permit, _open: self.opened(to).open() };
+        Ok(Lease { sender: Sender::Http1(Box::new(link)), reused: false, mutual, host })
     }
 
     async fn http2_lease(
@@ -302,7 +308,7 @@ impl Pools {
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_header_list_size(super::send::MAX_ANSWER_HEAD as u32)
+            .max_header_list_size(super::send::MAX_ANSWER_HEAD)
             .keep_alive_interval(Duration::from_secs(30))
             .keep_alive_timeout(Duration::from_secs(10))
             .max_send_buf_size(STREAM_WINDOW as usize)
@@ -321,7 +327,7 @@ impl Pools {
             Rc::new(Shared { sender, peer: peer.clone(), streams: Cell::new(0), since: Cell::new(Instant::now()) });
         host.shared.borrow_mut().push(Rc::clone(&shared));
         let sender = Sender::Http2(StreamGuard::new(&shared));
-        Ok(Lease { sender, reused: false, mutual, peer, host: Rc::clone(host) })
+        Ok(Lease { sender, reused: false, mutual, host: Rc::clone(host) })
     }
 }
 
@@ -331,26 +337,15 @@ impl Host {
         let mut looked = !careful;
         loop {
             if !looked && !self.idle.borrow().is_empty() {
-                // Lets the reactor see what has come meanwhile, and the connections' tasks notice their end.
+                // Lets the reactor see what has come meanwhile.
                 tokio::task::yield_now().await;
                 looked = true;
             }
-            let Idle { mut sender, peer, since } = self.idle.borrow_mut().pop()?;
-            if sender.is_closed() || since.elapsed() >= self.keep.get() || !proves(to, peer.as_deref()) {
-                continue;
+            let Idle { link, since } = self.idle.borrow_mut().pop()?;
+            let mutual = link.peer.is_some();
+            if since.elapsed() < self.keep.get() && proves(to, link.peer.as_deref()) && !link.client.is_stale() {
+                return Some(Lease { sender: Sender::Http1(link), reused: true, mutual, host: Rc::clone(self) });
             }
-            // The last answer has just ended: its task has yet to run.
-            if !sender.is_ready() && sender.ready().await.is_err() {
-                continue;
-            }
-            let mutual = peer.is_some();
-            return Some(Lease {
-                sender: Sender::Http1(Some(sender)),
-                reused: true,
-                mutual,
-                peer,
-                host: Rc::clone(self),
-            });
         }
     }
 
@@ -360,8 +355,7 @@ impl Host {
         let usable = |shared: &&Rc<Shared>| shared.streams.get() < STREAMS && proves(to, shared.peer.as_deref());
         let shared = all.iter().filter(usable).min_by_key(|shared| shared.streams.get())?;
         let sender = Sender::Http2(StreamGuard::new(shared));
-        let (mutual, peer) = (shared.peer.is_some(), shared.peer.clone());
-        Some(Lease { sender, reused: true, mutual, peer, host: Rc::clone(self) })
+        Some(Lease { sender, reused: true, mutual: shared.peer.is_some(), host: Rc::clone(self) })
     }
 }
 

@@ -2,17 +2,22 @@
 
 use std::{error::Error, io};
 
-use http::{Request, Response};
-use hyper::{body::Incoming, client::conn::TrySendError};
+use http::{HeaderMap, Request, Response, request::Parts};
+use hyper::client::conn::TrySendError;
 
 use super::{Destination, Lease, pool::Sender};
-use crate::{http::body::Body, reason::Reason};
+use crate::{
+    http::{
+        body::Body,
+        incoming::Incoming,
+        plan::{Plan, http2},
+    },
+    http1::client::{Outgoing, Unanswered},
+    reason::Reason,
+};
 
-/// Most bytes of an answer's head.
-pub(super) const MAX_ANSWER_HEAD: usize = 64 * 1024;
-/// Most fields of an answer's head.
-pub(super) const MAX_ANSWER_FIELDS: usize = 128;
-
+/// Most bytes of an HTTP/2 answer's head.
+pub(super) const MAX_ANSWER_HEAD: u32 = 64 * 1024;
 /// How far a request got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
@@ -39,8 +44,16 @@ pub struct Missed {
     pub reason: Reason,
     /// For the log.
     pub detail: Box<str>,
-    /// The request, when nothing of it was sent.
-    pub unsent: Option<Box<Request<Body>>>,
+}
+
+/// A request as it is to be sent.
+#[derive(Clone, Copy)]
+pub struct Sending<'s> {
+    pub(crate) plan: &'s Plan<'s>,
+    /// Method and fields.
+    pub(crate) parts: &'s Parts,
+    /// Fields of this try alone.
+    pub(crate) own: &'s HeaderMap,
 }
 
 /// Sends and waits for the head of the answer.
@@ -49,26 +62,38 @@ pub struct Missed {
 pub async fn send(
     lease: &mut Lease,
     to: &Destination,
-    request: Request<Body>,
+    sending: Sending<'_>,
+    body: Body,
 ) -> Result<Response<Incoming>, Box<Missed>> {
-    let sent = match &mut lease.sender {
-        Sender::Http1(Some(sender)) => sender.try_send_request(request).await,
-        Sender::Http2(stream) => {
-            let mut sender = stream.sender();
-            sender.try_send_request(request).await
+    let Sending { plan, parts, own } = sending;
+    match &mut lease.sender {
+        Sender::Http1(link) => {
+            let request = Outgoing { method: &parts.method, path: &plan.path, fields: &parts.headers, own };
+            link.client.exchange(request, body).await.map_err(|error| unanswered(to, error))
         }
-        Sender::Http1(None) => unreachable!("a lease is used once"),
+        Sender::Http2(stream) => {
+            let sent = stream.sender().try_send_request(http2(plan, parts, own, body)).await;
+            sent.map(|response| response.map(Incoming::Http2)).map_err(|error| missed(to, error))
+        }
+    }
+}
+
+fn unanswered(to: &Destination, error: Unanswered) -> Box<Missed> {
+    let (stage, detail) = match error {
+        Unanswered::Caller => (Stage::CallerFailed, "the caller's body broke off".into()),
+        Unanswered::Bad(rule) => (Stage::BadAnswer, rule.into()),
+        Unanswered::Broke { sent, error } => {
+            let detail = error.map_or("the connection was closed before an answer".into(), |error| error.to_string());
+            (if sent { Stage::NoAnswer } else { Stage::NotSent }, detail)
+        }
     };
-    sent.map_err(|error| missed(to, error))
+    Box::new(Missed { stage, reason: reason(stage, to), detail: detail.into() })
 }
 
 fn missed(to: &Destination, mut failed: TrySendError<Request<Body>>) -> Box<Missed> {
-    let unsent = failed.take_message().map(Box::new);
+    let unsent = failed.take_message().is_some();
     let error = failed.error();
-    let stage = match unsent {
-        Some(_) => Stage::NotSent,
-        None => stage(error),
-    };
+    let stage = if unsent { Stage::NotSent } else { stage(error) };
     let mut detail = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -76,15 +101,18 @@ fn missed(to: &Destination, mut failed: TrySendError<Request<Body>>) -> Box<Miss
         detail.push_str(&cause.to_string());
         source = cause.source();
     }
-    let reason = match (stage, to) {
+    Box::new(Missed { stage, reason: reason(stage, to), detail: detail.into() })
+}
+
+fn reason(stage: Stage, to: &Destination) -> Reason {
+    match (stage, to) {
         (Stage::CallerFailed, _) => Reason::ClientCancelled,
         (Stage::Refused | Stage::Goaway, Destination::Workload(..)) => Reason::UpstreamRefusedStream,
         (Stage::BadAnswer, Destination::App(_)) => Reason::AppProtocolError,
         (Stage::BadAnswer, Destination::Workload(..) | Destination::External(_)) => Reason::UpstreamProtocolError,
         (_, Destination::App(_)) => Reason::AppReset,
         (_, Destination::Workload(..) | Destination::External(_)) => Reason::UpstreamReset,
-    };
-    Box::new(Missed { stage, reason, detail: detail.into(), unsent })
+    }
 }
 
 fn stage(error: &hyper::Error) -> Stage {
