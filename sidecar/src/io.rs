@@ -3,7 +3,7 @@
 use std::{
     io,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use bytes::{Buf, Bytes};
@@ -12,7 +12,9 @@ use tokio::{
     net::TcpStream,
 };
 
-/// A byte stream: plain, or TLS either way.
+use crate::tls;
+
+/// A byte stream: plain, or TLS.
 #[derive(Debug)]
 pub struct Io {
     /// Bytes that were read ahead and are to be read again.
@@ -23,8 +25,7 @@ pub struct Io {
 #[derive(Debug)]
 enum Stream {
     Plain(TcpStream),
-    Server(Box<tokio_rustls::server::TlsStream<TcpStream>>),
-    Client(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+    Tls(Box<tls::Stream>),
 }
 
 impl Io {
@@ -41,15 +42,9 @@ impl From<TcpStream> for Io {
     }
 }
 
-impl From<tokio_rustls::server::TlsStream<TcpStream>> for Io {
-    fn from(stream: tokio_rustls::server::TlsStream<TcpStream>) -> Self {
-        Self { ahead: Bytes::new(), stream: Stream::Server(Box::new(stream)) }
-    }
-}
-
-impl From<tokio_rustls::client::TlsStream<TcpStream>> for Io {
-    fn from(stream: tokio_rustls::client::TlsStream<TcpStream>) -> Self {
-        Self { ahead: Bytes::new(), stream: Stream::Client(Box::new(stream)) }
+impl From<tls::Stream> for Io {
+    fn from(stream: tls::Stream) -> Self {
+        Self { ahead: Bytes::new(), stream: Stream::Tls(Box::new(stream)) }
     }
 }
 
@@ -57,8 +52,7 @@ macro_rules! on {
     ($self:ident, $stream:ident => $call:expr) => {
         match &mut $self.get_mut().stream {
             Stream::Plain($stream) => $call,
-            Stream::Server($stream) => $call,
-            Stream::Client($stream) => $call,
+            Stream::Tls($stream) => $call,
         }
     };
 }
@@ -94,8 +88,7 @@ impl AsyncWrite for Io {
     fn is_write_vectored(&self) -> bool {
         match &self.stream {
             Stream::Plain(stream) => stream.is_write_vectored(),
-            Stream::Server(stream) => stream.is_write_vectored(),
-            Stream::Client(stream) => stream.is_write_vectored(),
+            Stream::Tls(stream) => stream.is_write_vectored(),
         }
     }
 
@@ -105,45 +98,5 @@ impl AsyncWrite for Io {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         on!(self, stream => Pin::new(stream).poll_shutdown(cx))
-    }
-}
-
-/// Counts bytes as they pass.
-#[derive(Debug)]
-pub struct Counted<F> {
-    io: Io,
-    /// Called with (received, sent).
-    count: F,
-}
-
-impl<F: FnMut(usize, usize) + Unpin> Counted<F> {
-    /// `count` is called with the bytes received and sent, one of them 0.
-    pub fn new(io: Io, count: F) -> Self {
-        Self { io, count }
-    }
-}
-
-impl<F: FnMut(usize, usize) + Unpin> AsyncRead for Counted<F> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
-        (self.count)(buf.filled().len() - before, 0);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<F: FnMut(usize, usize) + Unpin> AsyncWrite for Counted<F> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.io).poll_write(cx, buf))?;
-        (self.count)(0, written);
-        Poll::Ready(Ok(written))
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }

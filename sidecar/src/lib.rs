@@ -27,6 +27,7 @@ pub mod health;
 pub mod http;
 pub mod http1;
 pub mod io;
+pub mod lend;
 pub mod listener;
 pub mod metrics;
 pub mod policy;

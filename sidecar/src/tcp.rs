@@ -1,7 +1,8 @@
 //! Raw connections: picked, connected and relayed both ways, with half-close. Bytes are counted as they pass.
 
+mod stride;
+
 use std::{
-    cell::Cell,
     net::SocketAddr,
     rc::Rc,
     sync::Arc,
@@ -9,16 +10,16 @@ use std::{
 };
 
 use http::HeaderMap;
-use tokio::io::copy_bidirectional_with_sizes;
 use weft_xds::resource::{Cluster, RouteAction};
 
+use self::stride::Way;
 use crate::{
     balance::{Failure, Outcome, PickError, Refused, Upstream, request_hash},
     http::{
         answer::Failed,
         request::{authorize, unknown},
     },
-    io::{Counted, Io},
+    io::Io,
     metrics::AttemptKind,
     reason::Reason,
     record::{Entry, Record, Try},
@@ -28,8 +29,6 @@ use crate::{
     worker::{Conn, inbound_port},
 };
 
-/// One direction's buffer.
-const BUFFER: usize = 16 * 1024;
 /// Endpoints tried beyond the first, while none has accepted the connection.
 const RETRIES: usize = 2;
 
@@ -46,17 +45,6 @@ pub enum Idle {
 /// # Errors
 /// The reason, when one side broke off or was silent for too long.
 pub async fn relay(conn: &Conn, downstream: Io, upstream: Io, record: &Entry, idle: Idle) -> Result<(), Reason> {
-    let broken = Cell::new(None);
-    let mut downstream = Counted::new(downstream, |received, sent| {
-        if received > 0 {
-            record.received(received);
-        }
-        if sent > 0 {
-            record.sent(sent);
-        }
-    });
-    let mut upstream = Counted::new(upstream, |_, _| {});
-    let copied = copy_bidirectional_with_sizes(&mut downstream, &mut upstream, BUFFER, BUFFER);
     let limit = match idle {
         Idle::Tcp => conn.worker.path.bounds.tcp_idle,
         Idle::Never => Duration::MAX,
@@ -72,13 +60,15 @@ pub async fn relay(conn: &Conn, downstream: Io, upstream: Io, record: &Entry, id
     };
     tokio::select! {
         biased;
-        copied = copied => if let Err(error) = copied {
+        carried = stride::carry(downstream, upstream, |way, bytes| match way {
+            Way::Up => record.received(bytes),
+            Way::Down => record.sent(bytes),
+        }) => carried.map_err(|error| {
             tracing::debug!(%error, "relay ended");
-            broken.set(Some(Reason::UpstreamReset));
-        },
-        () = quiet => broken.set(Some(Reason::IdleTimeout)),
+            Reason::UpstreamReset
+        }),
+        () = quiet => Err(Reason::IdleTimeout),
     }
-    broken.get().map_or(Ok(()), Err)
 }
 
 /// Takes note of how a relay ended.

@@ -1,5 +1,9 @@
 //! mTLS handshakes, and who the peer proved to be. Which identity is right is decided here, before the first byte.
 
+mod stream;
+
+pub use self::stream::Stream;
+
 use std::{io, sync::Arc, time::Duration};
 
 use rustls_pki_types::ServerName;
@@ -10,6 +14,7 @@ use weft_identity::{
     tls::{HandshakeFault, peer_id},
 };
 
+use self::stream::Ahead;
 use crate::{
     io::Io,
     reason::Reason,
@@ -94,7 +99,7 @@ impl TlsFailure {
 /// [`TlsFailure`].
 pub async fn accept(tls: &TlsMaterial, tcp: TcpStream, deadline: Instant) -> Result<(Io, Session), TlsFailure> {
     let acceptor = TlsAcceptor::from(Arc::clone(&tls.server));
-    let stream = match tokio::time::timeout_at(deadline, acceptor.accept(tcp)).await {
+    let stream = match tokio::time::timeout_at(deadline, acceptor.accept(Ahead::new(tcp))).await {
         Err(_elapsed) => return Err(TlsFailure::Timeout),
         Ok(Err(error)) => return Err(fault(&error)),
         Ok(Ok(stream)) => stream,
@@ -106,7 +111,7 @@ pub async fn accept(tls: &TlsMaterial, tcp: TcpStream, deadline: Instant) -> Res
         h2: connection.alpn_protocol().map(|name| name == b"h2"),
         group: group(connection.negotiated_key_exchange_group()),
     };
-    Ok((stream.into(), session))
+    Ok((Stream::from(stream).into(), session))
 }
 
 /// Makes a handshake with another sidecar, which must prove one of `expected`.
@@ -122,7 +127,7 @@ pub async fn connect(
 ) -> Result<(Io, Session), TlsFailure> {
     let name = ServerName::try_from(sni.to_owned()).map_err(|_invalid| TlsFailure::Fault(HandshakeFault::Other))?;
     let connector = TlsConnector::from(Arc::clone(tls.client(alpn)));
-    let stream = match tokio::time::timeout(within, connector.connect(name, tcp)).await {
+    let stream = match tokio::time::timeout(within, connector.connect(name, Ahead::new(tcp))).await {
         Err(_elapsed) => return Err(TlsFailure::Timeout),
         Ok(Err(error)) => return Err(fault(&error)),
         Ok(Ok(stream)) => stream,
@@ -139,7 +144,7 @@ pub async fn connect(
         h2: connection.alpn_protocol().map(|name| name == b"h2"),
         group: group(connection.negotiated_key_exchange_group()),
     };
-    Ok((stream.into(), session))
+    Ok((Stream::from(stream).into(), session))
 }
 
 fn proved(certificates: Option<&[rustls_pki_types::CertificateDer<'_>]>) -> Result<Arc<SpiffeId>, TlsFailure> {
