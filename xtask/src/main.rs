@@ -1,5 +1,6 @@
 //! Development commands: `cargo xtask test | bench | proto`.
 
+mod bench;
 mod proto;
 mod run;
 mod system;
@@ -23,7 +24,7 @@ enum Command {
     ///
     /// Installs the system packages that it needs when it is root on Debian, and otherwise names them.
     Test(test::Options),
-    /// Benchmarks beside Envoy and HAProxy on this machine: one table of ratios.
+    /// Benchmarks beside Envoy, HAProxy and nginx on this machine: tables of ratios. Or a flame graph.
     #[command(disable_help_flag = true)]
     Bench {
         /// What the benchmark takes (see `cargo xtask bench --help`).
@@ -52,18 +53,7 @@ fn carry_out(command: Command) -> anyhow::Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace");
     match command {
         Command::Test(options) => test::run(root, &options),
-        Command::Bench { args } => {
-            system::packages(&["haproxy"])?;
-            let venv = system::python(root)?;
-            run::cargo(
-                root,
-                &["build", "--release", "--bin", "weft", "--bin", "weft-bench", "-p", "weft", "-p", "weft-bench"],
-            )?;
-            let mut line: Vec<String> =
-                ["run", "--release", "--quiet", "-p", "weft-bench", "--"].map(str::to_owned).to_vec();
-            line.extend(args);
-            run::program(root, env!("CARGO"), &line, &[("WEFT_INTEROP_VENV", venv.display().to_string())])
-        }
+        Command::Bench { args } => bench::run(root, args),
         Command::Proto { check } => proto::run(root, check),
     }
 }

@@ -38,6 +38,8 @@ fn installed(package: &str) -> bool {
         "python3-venv" => &["python3", "-c", "import ensurepip, venv"],
         "haproxy" => &["haproxy", "-v"],
         "curl" => &["curl", "--version"],
+        "nginx" => &["nginx", "-v"],
+        "linux-perf" => &["perf", "--version"],
         other => unreachable!("no way to look for {other}"),
     };
     Command::new(program[0]).args(&program[1..]).output().is_ok_and(|output| output.status.success())
