@@ -57,11 +57,12 @@ fn origin(meta: &Meta) -> String {
     let against: Vec<String> =
         meta.contestants.iter().map(|(name, version)| format!("{} {version}", contestant(name))).collect();
     let against = if against.is_empty() { String::new() } else { format!(" beside {}", against.join(", ")) };
-    let short = if meta.quick { ", short ones" } else { "" };
+    let rounds = if meta.rounds == 1 { "1 round" } else { &format!("{} rounds", meta.rounds) };
+    let short = if meta.quick { " (--quick)" } else { "" };
     let processor = if meta.processor.is_empty() { "" } else { &format!(" of {}", meta.processor) };
     format!(
-        "- Weft {}{commit}{against}: {} rounds{short}, {} cores{processor}, Linux {}, {}.\n",
-        meta.weft, meta.rounds, meta.cores, meta.kernel, meta.date
+        "- Weft {}{commit}{against}: {rounds}{short}, {} cores{processor}, Linux {}, {}.\n",
+        meta.weft, meta.cores, meta.kernel, meta.date
     )
 }
 
@@ -112,7 +113,7 @@ mod tests {
         publish(root.path(), &Document { metas: vec![meta], samples }).unwrap();
 
         let page = fs::read_to_string(docs.join("performance.md")).unwrap();
-        assert!(page.contains("- Weft 0.1.0: 1 rounds, 2 cores"), "{page}");
+        assert!(page.contains("- Weft 0.1.0: 1 round, 2 cores"), "{page}");
         assert!(page.contains("≤ 8 MB") && page.contains("| 7.50 "), "{page}");
         assert!(page.contains("](plots/memory.svg)") && !page.contains("fleet.svg"), "{page}");
         let mut plots: Vec<_> = fs::read_dir(docs.join("plots")).unwrap().map(|it| it.unwrap().file_name()).collect();

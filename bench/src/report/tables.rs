@@ -2,14 +2,14 @@
 
 use super::{
     stats::Figures,
-    targets::TARGETS,
+    targets::{Of, TARGETS, Verdict},
     words::{self, contestant, figure, metric, ratio, spread},
 };
 
-/// A heading, a line about how to read it, and the table.
+/// A heading, how to read it, and the table.
 pub struct Table {
     pub heading: &'static str,
-    pub reading: &'static str,
+    pub reading: String,
     rows: Vec<Vec<String>>,
 }
 
@@ -50,16 +50,24 @@ pub fn all(figures: &Figures<'_>) -> Vec<Table> {
 /// Each target beside what was measured.
 pub fn targets(figures: &Figures<'_>) -> Table {
     let mut rows = vec![row(["", "target", "measured", ""])];
+    let mut verdicts = Vec::new();
     for target in TARGETS {
         let (measured, verdict) = target.judge(figures);
+        verdicts.push(verdict);
         let write = match target.of {
-            super::targets::Of::Figure(_) => figure,
-            super::targets::Of::Ratio(_) => ratio,
+            Of::Figure(_) => figure,
+            Of::Ratio(_) => ratio,
         };
         rows.push(vec![target.what.to_owned(), target.edge(), spread(measured, write), verdict.word().to_owned()]);
     }
-    let reading = "Medians over the rounds (least–most). A ratio is Weft's figure divided by the peer's of the same round; \
-                   the median decides.";
+    let count = |verdict| verdicts.iter().filter(|it| **it == verdict).count();
+    let reading = format!(
+        "{} met, {} missed, {} not measured. Medians over the rounds (least–most); a ratio is Weft's figure divided by the \
+         peer's of the same round. The median decides.",
+        count(Verdict::Met),
+        count(Verdict::Missed),
+        count(Verdict::NotMeasured)
+    );
     Table { heading: "Targets", reading, rows }
 }
 
@@ -75,7 +83,7 @@ fn ratios(figures: &Figures<'_>) -> Table {
         rows.push(cells);
     }
     let reading = "Weft's median, and Weft divided by each peer, round by round: median (least–most).";
-    Table { heading: "Ratios", reading, rows }
+    Table { heading: "Ratios", reading: reading.to_owned(), rows }
 }
 
 fn contest(figures: &Figures<'_>) -> Table {
@@ -86,7 +94,7 @@ fn contest(figures: &Figures<'_>) -> Table {
         cells.extend(figures.contestants().iter().map(|who| spread(figures.spread(case, name, who), figure)));
         rows.push(cells);
     }
-    Table { heading: "Figures", reading: "Medians (least–most over the rounds).", rows }
+    Table { heading: "Figures", reading: MEDIANS.to_owned(), rows }
 }
 
 /// What no peer has a counterpart of.
@@ -98,7 +106,7 @@ fn alone(figures: &Figures<'_>) -> Table {
         let cell = spread(figures.spread(case, name, super::stats::SUBJECT), figure);
         rows.push(vec![(*case).to_owned(), metric(name).to_owned(), cell]);
     }
-    Table { heading: "Weft alone", reading: "Medians (least–most over the rounds).", rows }
+    Table { heading: "Weft alone", reading: MEDIANS.to_owned(), rows }
 }
 
 /// A column for each fleet: the metrics are many, the sizes few.
@@ -123,6 +131,7 @@ fn fleet(figures: &Figures<'_>) -> Table {
         rows.push(cells);
     }
     let reading = "The control plane under a simulated fleet, one column for each mesh: medians (least–most).";
+    let reading = reading.to_owned();
     Table { heading: "Control plane", reading, rows: if cases.is_empty() { Vec::new() } else { rows } }
 }
 
@@ -131,6 +140,8 @@ pub fn fleet_size(case: &str) -> Option<(u32, u32)> {
     let (sidecars, services) = case.strip_prefix("fleet-")?.split_once('x')?;
     Some((sidecars.parse().ok()?, services.parse().ok()?))
 }
+
+const MEDIANS: &str = "Medians (least–most over the rounds).";
 
 /// Metrics that tell how far the load can be trusted, and nothing of who carried it.
 const OF_THE_LOAD: [&str; 2] = ["late_p99_us", "unanswered"];
@@ -170,12 +181,13 @@ mod tests {
         assert_eq!(fleet(&figures).rows[1], ["restart to all in step s", "1.00", "2.00"]);
         assert_eq!(alone(&figures).rows[1], ["start", "start to ready ms", "90.0"]);
         let headings: Vec<&str> = all(&figures).iter().map(|table| table.heading).collect();
+        assert!(targets(&figures).reading.starts_with("1 met, 0 missed, "), "{}", targets(&figures).reading);
         assert_eq!(headings, ["Targets", "Weft alone", "Control plane"]);
     }
 
     #[test]
     fn columns_are_aligned() {
-        let table = Table { heading: "", reading: "", rows: vec![row(["a", "µ"]), row(["long", "1"])] };
+        let table = Table { heading: "", reading: String::new(), rows: vec![row(["a", "µ"]), row(["long", "1"])] };
         assert_eq!(table.text(), "| a    | µ |\n|------|---|\n| long | 1 |\n");
     }
 }
