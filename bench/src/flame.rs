@@ -71,7 +71,8 @@ async fn record(pair: &Pair, place: &Path) -> Result<String> {
 /// Stacks, one a line, beginning with whose they are.
 fn fold(data: &Path, names: &BTreeMap<u32, &str>) -> Result<String> {
     let mut script = Command::new("perf");
-    script.args(["script", "--force", "--no-inline", "-i"]).arg(data);
+    // Without the period, so that every sample counts one.
+    script.args(["script", "--force", "--no-inline", "-F", "comm,pid,tid,time,event,ip,sym,dso", "-i"]).arg(data);
     let mut script = script.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
     let output = script.stdout.take().context("its output is piped")?;
     let mut options = perf::Options::default();
@@ -86,13 +87,17 @@ fn fold(data: &Path, names: &BTreeMap<u32, &str>) -> Result<String> {
     Ok(folded.lines().map(|line| renamed(line, names) + "\n").collect())
 }
 
-/// `THREAD-PID;frames` as `whose;THREAD;frames`.
+/// `THREAD-PID;frames` as `whose;THREAD;frames`. A row of unknown frames is one: they are a stack without its frame pointers.
 fn renamed(line: &str, names: &BTreeMap<u32, &str>) -> String {
-    let (root, frames) = line.split_once(';').unwrap_or((line, ""));
+    let Some((stack, count)) = line.rsplit_once(' ') else { return line.to_owned() };
+    let mut frames: Vec<&str> = stack.split(';').collect();
+    frames.dedup_by(|one, other| one == other && *one == "[unknown]");
+    let root = frames.remove(0);
+    let frames: String = frames.iter().flat_map(|frame| [";", frame]).collect();
     let known = root.rsplit_once('-').and_then(|(thread, pid)| Some((names.get(&pid.parse().ok()?)?, thread)));
     match known {
-        Some((name, thread)) => format!("{name};{thread};{frames}"),
-        None => line.to_owned(),
+        Some((name, thread)) => format!("{name};{thread}{frames} {count}"),
+        None => format!("{root}{frames} {count}"),
     }
 }
 
@@ -151,6 +156,7 @@ mod tests {
         assert_eq!(renamed("worker-0-12;main;read 3", &names), "caller's sidecar;worker-0;main;read 3");
         assert_eq!(renamed("worker-0-13;main;read 3", &names), "worker-0-13;main;read 3");
         assert_eq!(renamed("odd 1", &names), "odd 1");
+        assert_eq!(renamed("w-1;a;[unknown];[unknown];[unknown];b;b 9", &names), "w-1;a;[unknown];b;b 9");
     }
 
     #[test]
