@@ -14,23 +14,13 @@ use weft_proto::{
 };
 
 use super::{
-    Event, Nack, Options, ProtocolError, TypeStatus, View, attribute, check_length, dependents, digest, kept, routes,
+    Event, Nack, Options, ProtocolError, TypeStatus, View, attribute, check_length, dependents, entries::Entries, kept,
+    routes,
 };
 use crate::{
     client::WILDCARD,
     resource::{Encoded, ResourceType, version_hash},
 };
-
-/// What a client has of one name.
-#[derive(Debug, Default)]
-struct Entry {
-    /// Subscribed to by name, not only by the wildcard.
-    subscribed: bool,
-    /// To be answered although unchanged.
-    force: bool,
-    /// Version accepted; 0: none.
-    held: u64,
-}
 
 /// A response that awaits its ACK.
 #[derive(Debug)]
@@ -45,7 +35,7 @@ struct TypeState {
     /// A request of this type has come.
     seen: bool,
     wildcard: bool,
-    entries: HashMap<Arc<str>, Entry>,
+    entries: Entries,
     /// To be looked at.
     dirty: BTreeSet<Arc<str>>,
     /// Everything is to be looked at.
@@ -140,7 +130,7 @@ impl DeltaSession {
     }
 
     fn subscribed(&self) -> usize {
-        self.types.iter().map(|it| it.entries.values().filter(|it| it.subscribed).count()).sum()
+        self.types.iter().map(|it| it.entries.sums().subscribed).sum()
     }
 
     /// An ACK or NACK. One of another nonce is out of date and says nothing.
@@ -180,9 +170,9 @@ impl DeltaSession {
                 wildcard = std::mem::take(&mut state.wildcard);
                 state.all_dirty = false;
                 let (entries, nacks, dirty) = (&mut state.entries, &mut state.nacks, &mut state.dirty);
-                entries.retain(|_, it| it.subscribed);
-                nacks.retain(|name, _| entries.contains_key(name));
-                dirty.retain(|name| entries.contains_key(name));
+                entries.drop_unsubscribed();
+                nacks.retain(|name, _| entries.contains(name));
+                dirty.retain(|name| entries.contains(name));
             } else if let Some((name, entry)) = state.entries.get_key_value(name.as_str())
                 && entry.subscribed
             {
@@ -320,7 +310,7 @@ impl DeltaSession {
                 break;
             }
             bytes += it.any.value.len() + 2 * name.len();
-            state.entries.entry(name.clone()).or_default().force = false;
+            state.entries.ensure(name, |entry| entry.force = false);
             state.dirty.remove(name);
             sent.push((name.clone(), it.hash));
             response.resources.push(Resource {
@@ -332,9 +322,7 @@ impl DeltaSession {
             });
         }
         for name in send.gone.iter().chain(&send.removals) {
-            if let Some(entry) = state.entries.get_mut(name) {
-                entry.force = false;
-            }
+            state.entries.change(name, |entry| entry.force = false);
             state.dirty.remove(name);
             sent.push((name.clone(), 0));
             response.removed_resources.push(name.to_string());
@@ -364,10 +352,7 @@ impl DeltaSession {
     fn follow(&mut self, sent: &[(Arc<str>, u64)]) {
         let endpoints = &mut self.types[ResourceType::Endpoints.index()];
         for (name, version) in sent {
-            if *version != 0
-                && let Some(entry) = endpoints.entries.get_mut(name)
-            {
-                entry.force = true;
+            if *version != 0 && endpoints.entries.change(name, |entry| entry.force = true).is_some() {
                 endpoints.dirty.insert(name.clone());
             }
         }
@@ -396,12 +381,13 @@ impl DeltaSession {
             let state = &self.types[ty.index()];
             let mut nacks: Vec<_> = state.nacks.iter().map(|(name, it)| (name.clone(), it.clone())).collect();
             nacks.sort_by(|a, b| a.0.cmp(&b.0));
+            let sums = state.entries.sums();
             TypeStatus {
                 ty,
-                subscribed: state.entries.values().filter(|it| it.subscribed).count(),
+                subscribed: sums.subscribed,
                 wildcard: state.wildcard,
-                acked: self.held(ty).count(),
-                version: digest(self.held(ty).map(|(name, held)| (&**name, held))),
+                acked: sums.held,
+                version: sums.version,
                 pending: state.is_pending(),
                 nacks,
             }
@@ -412,7 +398,7 @@ impl DeltaSession {
 
 impl TypeState {
     fn covers(&self, name: &str) -> bool {
-        self.wildcard || self.entries.contains_key(name)
+        self.wildcard || self.entries.contains(name)
     }
 
     /// The version of a name in the response that awaits its ACK; 0: removed.
@@ -432,9 +418,10 @@ impl TypeState {
             Some((name, _)) => name.clone(),
             None => name.into(),
         };
-        let entry = self.entries.entry(name.clone()).or_default();
-        entry.subscribed = true;
-        entry.force = !brought;
+        self.entries.ensure(&name, |entry| {
+            entry.subscribed = true;
+            entry.force = !brought;
+        });
         self.nacks.remove(&name);
         self.dirty.insert(name.clone());
         name
@@ -443,13 +430,13 @@ impl TypeState {
     /// Versions that the client still has from an earlier stream.
     fn bring_along<'a>(&mut self, versions: impl Iterator<Item = (&'a String, &'a String)>, wildcard: bool) {
         for (name, version) in versions {
-            if wildcard && !self.entries.contains_key(name.as_str()) {
-                self.entries.insert(name.as_str().into(), Entry::default());
+            if wildcard && !self.entries.contains(name) {
+                self.entries.ensure(&name.as_str().into(), |_| ());
             }
-            if let Some(entry) = self.entries.get_mut(name.as_str()) {
+            self.entries.change(name, |entry| {
                 entry.held = version_hash(version);
                 entry.force = entry.held == 0;
-            }
+            });
         }
     }
 
@@ -459,10 +446,14 @@ impl TypeState {
             self.entries.remove(name);
             self.nacks.remove(name);
             self.dirty.remove(name);
-        } else if let Some(entry) = self.entries.get_mut(name) {
-            entry.subscribed = false;
-            entry.force = true;
-            self.dirty.insert(name.clone());
+        } else {
+            let dropped = self.entries.change(name, |entry| {
+                entry.subscribed = false;
+                entry.force = true;
+            });
+            if dropped.is_some() {
+                self.dirty.insert(name.clone());
+            }
         }
     }
 
@@ -470,18 +461,16 @@ impl TypeState {
         for (name, version) in resources {
             self.nacks.remove(name);
             // Not there: unsubscribed while the response was under way.
-            if let Some(entry) = self.entries.get_mut(name) {
-                entry.held = *version;
-                if *version == 0 && !entry.subscribed && !entry.force {
-                    self.entries.remove(name);
-                }
+            let entry = self.entries.change(name, |entry| entry.held = *version);
+            if *version == 0 && entry.is_some_and(|entry| !entry.subscribed && !entry.force) {
+                self.entries.remove(name);
             }
         }
     }
 
     fn mark_all(&mut self, ty: ResourceType, view: &impl View) {
         self.all_dirty = false;
-        self.dirty.extend(self.entries.keys().cloned());
+        self.dirty.extend(self.entries.names().cloned());
         if self.wildcard {
             self.dirty.extend(view.all(ty).iter().map(|it| it.name.clone()));
         }

@@ -20,6 +20,7 @@
 //! Everything that changed with a view has to be marked before that view is handed in.
 
 mod delta;
+mod entries;
 mod sotw;
 
 use std::sync::Arc;
