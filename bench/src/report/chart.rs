@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use plotters::{
-    coord::{Shift, ranged1d::AsRangedCoord, ranged1d::ValueFormatter, types::RangedCoordf64},
+    coord::{Shift, ranged1d::ValueFormatter, types::RangedCoordf64},
     prelude::*,
     style::text_anchor::{HPos, Pos, VPos},
 };

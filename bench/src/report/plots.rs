@@ -242,7 +242,7 @@ mod tests {
             [("weft", 50.0), ("envoy", 100.0)].map(|(who, v)| Sample::new("http1", who, "cpu_us", 1, v)).to_vec();
         let svg = &all(&Figures::new(&samples)).unwrap()[0].svg;
         let height = |colour: &str| -> f64 {
-            let bar = svg.lines().filter(|line| line.contains("<rect") && line.contains(colour)).next_back().unwrap();
+            let bar = svg.lines().rfind(|line| line.contains("<rect") && line.contains(colour)).unwrap();
             bar.split_once("height=\"").unwrap().1.split('"').next().unwrap().parse().unwrap()
         };
         assert!((height("#D55E00") / height("#0072B2") - 2.0).abs() < 0.05, "{svg}");

@@ -31,11 +31,6 @@ impl Spread {
         };
         Some(Self { median, low, high })
     }
-
-    /// All three, changed alike. `change` must not turn their order round.
-    pub fn map(self, change: impl Fn(f64) -> f64) -> Self {
-        Self { median: change(self.median), low: change(self.low), high: change(self.high) }
-    }
 }
 
 /// Case, metric, contestant.
