@@ -40,3 +40,21 @@ pub fn memory(pid: u32) -> Result<u64> {
     let kib: u64 = line.split_whitespace().nth(1).context("a figure")?.parse()?;
     Ok(kib * 1024)
 }
+
+/// A process and those that it started: nginx's work is done by children.
+///
+/// # Errors
+/// When it is gone.
+pub fn tree(pid: u32) -> Result<Vec<u32>> {
+    let mut found = vec![pid];
+    let mut at = 0;
+    while let Some(parent) = found.get(at).copied() {
+        let tasks = std::fs::read_dir(format!("/proc/{parent}/task"));
+        for task in tasks.with_context(|| format!("process {parent} has ended"))? {
+            let children = std::fs::read_to_string(task?.path().join("children")).unwrap_or_default();
+            found.extend(children.split_whitespace().filter_map(|child| child.parse::<u32>().ok()));
+        }
+        at += 1;
+    }
+    Ok(found)
+}

@@ -26,7 +26,7 @@ type Env = Vec<(&'static str, String)>;
 
 /// The peers.
 fn measuring(root: &Path) -> Result<Env> {
-    system::packages(&["haproxy", "nginx"])?;
+    system::packages(&["haproxy", "nginx-light", "libnginx-mod-stream"])?;
     let venv = system::python(root)?;
     Ok(vec![("WEFT_INTEROP_VENV", venv.display().to_string())])
 }

@@ -28,7 +28,12 @@ pub fn packages(names: &[&str]) -> Result<()> {
     run::program(Path::new("/"), "apt-get", &["update", "-qq"], &[])?;
     let mut args = vec!["install", "-y", "-qq", "--no-install-recommends"];
     args.extend(&missing);
-    run::program(Path::new("/"), "apt-get", &args, &[("DEBIAN_FRONTEND", "noninteractive".to_owned())])
+    run::program(Path::new("/"), "apt-get", &args, &[("DEBIAN_FRONTEND", "noninteractive".to_owned())])?;
+    // Where services start by themselves, this one is not wanted: the benchmark starts its own.
+    if missing.contains(&"nginx-light") && Path::new("/run/systemd/system").exists() {
+        run::program(Path::new("/"), "systemctl", &["disable", "--now", "nginx"], &[])?;
+    }
+    Ok(())
 }
 
 /// A package counts as there when what it is wanted for is: its program may have come another way.
@@ -38,7 +43,9 @@ fn installed(package: &str) -> bool {
         "python3-venv" => &["python3", "-c", "import ensurepip, venv"],
         "haproxy" => &["haproxy", "-v"],
         "curl" => &["curl", "--version"],
-        "nginx" => &["nginx", "-v"],
+        "nginx-light" => &["nginx", "-v"],
+        "libnginx-mod-stream" => &["test", "-e", "/usr/lib/nginx/modules/ngx_stream_module.so"],
+        "valgrind" => &["valgrind", "--version"],
         "linux-perf" => &["perf", "--version"],
         other => unreachable!("no way to look for {other}"),
     };

@@ -8,6 +8,9 @@ use std::{
 use anyhow::Result;
 use weft_identity::{PrivateKey, SpiffeId, TrustDomain, ca::Authority};
 
+/// The identity of both proxies of a pair.
+pub const ID: &str = "spiffe://weft.local/ns/default/sa/bench";
+
 /// Files of a pair.
 pub struct Files {
     /// Root.
