@@ -77,7 +77,11 @@ const METRICS: &[(&str, &str)] = &[
     ("nobody_bytes_per_change", "bytes/change, nobody calls it"),
     ("herd_s", "restart to all in step s"),
     ("herd_cpu_s", "restart to all in step, CPU s"),
-    ("start_s", "start of the fleet s"),
+    ("herd_mb", "memory after the restart MB"),
+    ("herd_lost_streams", "streams lost by the restart"),
+    ("restart_s", "restart to listening s"),
+    ("start_s", "start of the control plane s"),
+    ("alone_mb", "memory without sidecars MB"),
 ];
 
 #[cfg(test)]
