@@ -45,7 +45,7 @@ macro_rules! reasons {
     ($($name:ident $code:literal $side:ident $flag:literal $status:literal $grpc:literal $executed:ident
         $what:literal => $next:literal;)*) => {
         /// Why a request or connection failed.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[repr(u8)]
         pub enum Reason {
             $(#[doc = $what] $name,)*

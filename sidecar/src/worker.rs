@@ -5,13 +5,13 @@ use std::{
     cell::{Cell, OnceCell, RefCell},
     collections::HashMap,
     net::{IpAddr, SocketAddr},
-    rc::Rc,
+    rc::{Rc, Weak},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use http::HeaderValue;
-use prometheus::{IntCounter, Registry};
+use prometheus::Registry;
 use weft_identity::SpiffeId;
 use weft_xds::resource::{InboundPort, RetryBudget};
 
@@ -20,7 +20,7 @@ use crate::{
     balance::Budget,
     drain::Side,
     http::upgrade::Tunnel,
-    metrics::{Connections, Direction, FLOW_IDLE, Flow, FlowKey, Metrics},
+    metrics::{Connections, Count, Direction, FLOW_IDLE, Flow, FlowKey, Memo, Metrics},
     reason::Reason,
     record::{AccessLog, Slowest},
     shared::Shared,
@@ -147,8 +147,21 @@ pub struct Worker {
     /// Timers of requests.
     pub alarms: Alarms,
     flows: RefCell<HashMap<u64, Rc<Flow>>>,
-    decisions: RefCell<HashMap<u64, IntCounter>>,
+    /// The same, by where the names of destination and route stand.
+    flows_at: Memo<Rc<Flow>>,
+    decisions: RefCell<HashMap<u64, Rc<Decided>>>,
+    /// The same, by where the names of policy and rule stand.
+    decisions_at: Memo<Rc<Decided>>,
     downstream: [Connections; 2],
+}
+
+/// Decisions of one rule.
+#[derive(Debug)]
+struct Decided {
+    decision: &'static str,
+    policy: Box<str>,
+    rule: Box<str>,
+    count: Arc<Count>,
 }
 
 impl Worker {
@@ -164,7 +177,9 @@ impl Worker {
             app_budget: Budget::new(budget, Instant::now()),
             alarms: Alarms::default(),
             flows: RefCell::default(),
+            flows_at: Memo::default(),
             decisions: RefCell::default(),
+            decisions_at: Memo::default(),
             downstream,
             path,
         })
@@ -180,26 +195,35 @@ impl Worker {
 
     /// The handles of a flow.
     pub fn flow(&self, direction: Direction, source: &str, destination: &str, route: &str) -> Rc<Flow> {
-        let hash = digest([direction.label(), source, destination, route]);
-        let mut flows = self.flows.borrow_mut();
-        if let Some(flow) = flows.get(&hash) {
-            return Rc::clone(flow);
-        }
-        let key = FlowKey { direction, source: source.into(), destination: destination.into(), route: route.into() };
-        let flow = self.path.metrics.flow(key);
-        flows.insert(hash, Rc::clone(&flow));
-        flow
+        let is = |flow: &Rc<Flow>| flow.is(direction, source, destination, route);
+        self.flows_at.find([destination, route], is, || {
+            let hash = digest([direction.label(), source, destination, route]);
+            let make = || {
+                let [source, destination, route] = [source, destination, route].map(Box::from);
+                self.path.metrics.flow(FlowKey { direction, source, destination, route })
+            };
+            Rc::clone(self.flows.borrow_mut().entry(hash).or_insert_with(make))
+        })
     }
 
     /// An access policy decided.
     pub fn decided(&self, decision: &'static str, policy: &str, rule: &str) {
-        let make = || self.path.metrics.access(decision, policy, rule);
-        self.decisions.borrow_mut().entry(digest([decision, policy, rule])).or_insert_with(make).inc();
+        let is = |known: &Rc<Decided>| known.decision == decision && *known.policy == *policy && *known.rule == *rule;
+        let known = self.decisions_at.find([policy, rule], is, || {
+            let hash = digest([decision, policy, rule]);
+            let make = || {
+                let count = self.path.metrics.access(decision, policy, rule);
+                Rc::new(Decided { decision, policy: policy.into(), rule: rule.into(), count })
+            };
+            Rc::clone(self.decisions.borrow_mut().entry(hash).or_insert_with(make))
+        });
+        known.count.add(1);
     }
 
     /// Lets go of what has not been used for long.
     pub fn sweep(&self, now: Instant) {
         self.pools.sweep(now);
+        self.flows_at.clear();
         self.flows.borrow_mut().retain(|_, flow| now.duration_since(flow.used.get()) < FLOW_IDLE);
         self.path.metrics.evict();
     }
@@ -254,6 +278,8 @@ pub struct Conn {
     /// Every request is refused.
     pub refuse: Cell<Option<Reason>>,
     forwarded: OnceCell<[Option<HeaderValue>; 2]>,
+    /// Of its last request. Does not keep it: a connection may be idle for longer than its flow.
+    flow: RefCell<Weak<Flow>>,
 }
 
 impl Conn {
@@ -301,6 +327,7 @@ impl Conn {
             requests: Cell::new(0),
             refuse: Cell::new(None),
             forwarded: OnceCell::new(),
+            flow: RefCell::default(),
         })
     }
 
@@ -310,6 +337,18 @@ impl Conn {
             Origin::Outbound | Origin::Fixed(_) => Direction::Outbound,
             Origin::Inbound(_) => Direction::Inbound,
         }
+    }
+
+    /// The handles of what its caller sends to a destination by a route.
+    pub fn flow(&self, destination: &str, route: &str) -> Rc<Flow> {
+        let (direction, source) = (self.direction(), &*self.source);
+        let last = self.flow.borrow().upgrade();
+        if let Some(last) = last.filter(|last| last.is(direction, source, destination, route)) {
+            return last;
+        }
+        let flow = self.worker.flow(direction, source, destination, route);
+        *self.flow.borrow_mut() = Rc::downgrade(&flow);
+        flow
     }
 
     /// What the application is told of the caller: its address, and who it and we proved to be. Made once.

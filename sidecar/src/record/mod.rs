@@ -192,7 +192,7 @@ impl Entry {
     /// It is known where the request goes.
     pub fn goes(&self, destination: &str, route: Option<&Arc<Route>>) {
         let name = route.map_or("", |route| &route.name);
-        let flow = self.conn.worker.flow(self.conn.direction(), &self.conn.source, destination, name);
+        let flow = self.conn.flow(destination, name);
         flow.used.set(self.started);
         *self.flow.borrow_mut() = Some(flow);
         *self.route.borrow_mut() = route.cloned();
@@ -211,7 +211,7 @@ impl Entry {
                 crate::metrics::Direction::Inbound => &*self.conn.worker.path.service,
                 crate::metrics::Direction::Outbound => "unknown",
             };
-            self.conn.worker.flow(self.conn.direction(), &self.conn.source, destination, "")
+            self.conn.flow(destination, "")
         }))
     }
 
@@ -244,14 +244,14 @@ impl Entry {
     /// Bytes of the caller's body have come.
     pub fn received(&self, bytes: usize) {
         self.received.set(self.received.get() + bytes as u64);
-        self.flow().received().inc_by(bytes as u64);
+        self.flow().received(bytes as u64);
         self.progress();
     }
 
     /// Bytes have gone to the caller.
     pub fn sent(&self, bytes: usize) {
         self.sent.set(self.sent.get() + bytes as u64);
-        self.flow().sent().inc_by(bytes as u64);
+        self.flow().sent(bytes as u64);
         self.progress();
     }
 
