@@ -1,13 +1,16 @@
 //! The verifier of both sides: chain, validity and usage by webpki, identity by SPIFFE ID.
 
-use std::sync::Arc;
-use std::time::SystemTime;
+use std::collections::HashMap;
+use std::ops::RangeInclusive;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
+use sha2::{Digest, Sha256};
 use webpki::{EndEntityCert, KeyUsage};
 
 use super::fault::HandshakeFault;
@@ -55,12 +58,13 @@ pub(super) struct Verifier {
     expected: Expected,
     client_required: bool,
     algorithms: WebPkiSupportedAlgorithms,
+    known: Known,
 }
 
 impl Verifier {
     pub(super) fn new(anchor: Anchor, expected: Expected) -> Self {
         let algorithms = super::provider().signature_verification_algorithms;
-        Self { anchor, expected, client_required: true, algorithms }
+        Self { anchor, expected, client_required: true, algorithms, known: Known::default() }
     }
 
     pub(super) fn requiring(mut self, client_required: bool) -> Self {
@@ -76,6 +80,10 @@ impl Verifier {
         now: UnixTime,
         side: Side,
     ) -> Result<(), rustls::Error> {
+        let digest = digest(leaf, rest, side);
+        if self.known.holds(&digest, now) {
+            return Ok(());
+        }
         let id = cert::spiffe_id(leaf);
         let chain = match &self.anchor {
             Anchor::Roots(store) => path(leaf, rest, &store.roots, now, side, &self.algorithms),
@@ -94,7 +102,9 @@ impl Verifier {
             }
             (Err(fault), _) => Err(fault),
         };
-        verdict.map_err(|fault| rustls::Error::InvalidCertificate(alerting(fault)))
+        verdict.map_err(|fault| rustls::Error::InvalidCertificate(alerting(fault)))?;
+        self.known.remember(digest, leaf, rest);
+        Ok(())
     }
 
     fn identity(&self, id: &SpiffeId) -> Result<(), HandshakeFault> {
@@ -118,6 +128,50 @@ impl Verifier {
             Expected::ControlPlane(None) => false,
         }
     }
+}
+
+/// Chains that this verifier has found good. The verdict follows from the chain's bytes, the verifier's own settings,
+/// which do not change, and the time: so it holds for the same bytes while all of their certificates are valid. What a
+/// handshake proves of the key is never skipped.
+#[derive(Debug, Default)]
+struct Known(Mutex<HashMap<[u8; 32], RangeInclusive<UnixTime>>>);
+
+/// Peers are the services that one talks to; when there are more, all are verified anew.
+const MAX_KNOWN: usize = 1024;
+
+impl Known {
+    fn holds(&self, digest: &[u8; 32], now: UnixTime) -> bool {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(digest).is_some_and(|validity| validity.contains(&now))
+    }
+
+    fn remember(&self, digest: [u8; 32], leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>]) {
+        let unix = |time: SystemTime| UnixTime::since_unix_epoch(time.duration_since(UNIX_EPOCH).unwrap_or_default());
+        let mut common: Option<(UnixTime, UnixTime)> = None;
+        for cert in std::iter::once(leaf).chain(rest) {
+            // A chain may hold certificates that its verification had no need to read.
+            let Ok((from, to)) = cert::validity(cert) else { return };
+            let (from, to) = (unix(from), unix(to));
+            common = Some(common.map_or((from, to), |(first, last)| (first.max(from), last.min(to))));
+        }
+        if let Some((from, to)) = common {
+            let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if known.len() >= MAX_KNOWN {
+                known.clear();
+            }
+            known.insert(digest, from..=to);
+        }
+    }
+}
+
+/// SHA-256 of a chain and of the side that presents it, each certificate with its length.
+fn digest(leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>], side: Side) -> [u8; 32] {
+    let mut hash = Sha256::new_with_prefix([side as u8]);
+    for cert in std::iter::once(leaf).chain(rest) {
+        hash.update((cert.len() as u64).to_be_bytes());
+        hash.update(cert);
+    }
+    hash.finalize().into()
 }
 
 /// Verifies a chain (leaf first) as both kinds of peer would, at a given time.
