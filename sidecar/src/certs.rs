@@ -340,6 +340,7 @@ impl Certs {
 
 fn material(epoch: u64, svid: &Svid, bundle: &TrustBundle) -> Result<TlsMaterial, TlsError> {
     let server = tls::server_config(svid, bundle, ClientAuth::Required, &[b"h2", b"http/1.1"])?;
+    let server = tls::resuming(&server, svid);
     let client = |alpn: Alpn| tls::client_config(Some(svid), bundle, alpn.protocols());
     let clients = [client(Alpn::None)?, client(Alpn::Http1)?, client(Alpn::H2)?];
     Ok(TlsMaterial::new(epoch, svid.id.clone(), server, clients))

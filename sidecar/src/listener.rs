@@ -279,8 +279,8 @@ async fn inbound(worker: &Rc<Worker>, tcp: TcpStream, peer: SocketAddr, refuse: 
             return record.finish();
         }
     };
-    path.metrics.handshake(Direction::Inbound, "ok", "", session.group);
-    let Session { peer: id, sni, h2, group } = session;
+    path.metrics.handshake(Direction::Inbound, session.label(), "", session.group);
+    let Session { peer: id, sni, h2, group, .. } = session;
     let conn = Conn::inbound(worker, &sni, peer, Some(id), group);
     conn.refuse.set(refuse);
     let protocol = inbound_port(&path.shared.snapshot.load(), &sni).map(|port| port.protocol);

@@ -8,7 +8,7 @@ use std::sync::{
 use arc_swap::{ArcSwap, ArcSwapOption};
 use rustls::{ClientConfig, ServerConfig};
 use tokio::sync::watch;
-use weft_identity::SpiffeId;
+use weft_identity::{SpiffeId, tls::ClientSessions};
 
 use crate::{demand::Demand, drain::Drain, settings::Settings, snapshot::Snapshot};
 
@@ -121,8 +121,8 @@ pub struct TlsMaterial {
     pub id: SpiffeId,
     /// For inbound: a client certificate is required; offers `h2` and `http/1.1`, and takes peers without ALPN.
     pub server: Arc<ServerConfig>,
-    /// For outbound, by what is offered.
-    clients: [Arc<ClientConfig>; 3],
+    /// For outbound, by what is offered; with the sessions of this epoch.
+    clients: Arc<[ClientSessions; 3]>,
 }
 
 /// What a client offers in ALPN.
@@ -152,13 +152,19 @@ impl TlsMaterial {
     /// `clients`: for [`Alpn::None`], [`Alpn::Http1`] and [`Alpn::H2`], in this order.
     #[must_use]
     pub fn new(epoch: u64, id: SpiffeId, server: Arc<ServerConfig>, clients: [Arc<ClientConfig>; 3]) -> Self {
-        Self { epoch, id, server, clients }
+        Self { epoch, id, server, clients: Arc::new(clients.map(ClientSessions::new)) }
     }
 
     /// The configuration for connections to other sidecars. It proves chain and trust domain; whether the peer is who
     /// the cluster says is for the caller to check after the handshake, before the first byte.
     #[must_use]
     pub fn client(&self, alpn: Alpn) -> &Arc<ClientConfig> {
+        self.clients[alpn as usize].plain()
+    }
+
+    /// The same with the sessions that are kept of one peer.
+    #[must_use]
+    pub fn sessions(&self, alpn: Alpn) -> &ClientSessions {
         &self.clients[alpn as usize]
     }
 }

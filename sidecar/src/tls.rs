@@ -4,15 +4,18 @@ mod stream;
 
 pub use self::stream::Stream;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
+use rustls::CommonState;
 use rustls_pki_types::ServerName;
 use tokio::{net::TcpStream, time::Instant};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
-use weft_identity::{
-    SpiffeId,
-    tls::{HandshakeFault, peer_id},
-};
+use weft_identity::{SpiffeId, tls::HandshakeFault};
 
 use self::stream::Ahead;
 use crate::{
@@ -32,6 +35,15 @@ pub struct Session {
     pub h2: Option<bool>,
     /// Key exchange group.
     pub group: &'static str,
+    /// The session of an earlier connection was taken up.
+    pub resumed: bool,
+}
+
+impl Session {
+    /// Label in metrics.
+    pub fn label(&self) -> &'static str {
+        if self.resumed { "resumed" } else { "ok" }
+    }
 }
 
 /// Why a handshake failed.
@@ -105,35 +117,37 @@ pub async fn accept(tls: &TlsMaterial, tcp: TcpStream, deadline: Instant) -> Res
         Ok(Ok(stream)) => stream,
     };
     let (_, connection) = stream.get_ref();
+    let (peer, resumed) = proved(connection)?;
     let session = Session {
-        peer: proved(connection.peer_certificates())?,
+        peer,
         sni: connection.server_name().unwrap_or_default().into(),
         h2: connection.alpn_protocol().map(|name| name == b"h2"),
         group: group(connection.negotiated_key_exchange_group()),
+        resumed,
     };
     Ok((Stream::from(stream).into(), session))
 }
 
-/// Makes a handshake with another sidecar, which must prove one of `expected`.
+/// Makes a handshake with another sidecar, at `address`, which must prove one of `expected`.
 /// # Errors
 /// [`TlsFailure`].
 pub async fn connect(
     tls: &TlsMaterial,
-    tcp: TcpStream,
+    (tcp, address): (TcpStream, SocketAddr),
     sni: &str,
     alpn: Alpn,
     expected: &[SpiffeId],
     within: Duration,
 ) -> Result<(Io, Session), TlsFailure> {
     let name = ServerName::try_from(sni.to_owned()).map_err(|_invalid| TlsFailure::Fault(HandshakeFault::Other))?;
-    let connector = TlsConnector::from(Arc::clone(tls.client(alpn)));
+    let connector = TlsConnector::from(tls.sessions(alpn).to(address, sni, expected));
     let stream = match tokio::time::timeout(within, connector.connect(name, Ahead::new(tcp))).await {
         Err(_elapsed) => return Err(TlsFailure::Timeout),
         Ok(Err(error)) => return Err(fault(&error)),
         Ok(Ok(stream)) => stream,
     };
     let (_, connection) = stream.get_ref();
-    let peer = proved(connection.peer_certificates())?;
+    let (peer, resumed) = proved(connection)?;
     if !expected.contains(&*peer) {
         let expected: Vec<&str> = expected.iter().map(SpiffeId::as_str).collect();
         return Err(TlsFailure::Identity { expected: expected.join(" or ").into(), found: peer.as_str().into() });
@@ -143,15 +157,14 @@ pub async fn connect(
         sni: sni.into(),
         h2: connection.alpn_protocol().map(|name| name == b"h2"),
         group: group(connection.negotiated_key_exchange_group()),
+        resumed,
     };
     Ok((Stream::from(stream).into(), session))
 }
 
-fn proved(certificates: Option<&[rustls_pki_types::CertificateDer<'_>]>) -> Result<Arc<SpiffeId>, TlsFailure> {
-    match certificates {
-        None | Some([]) => Err(TlsFailure::Fault(HandshakeFault::MissingCertificate)),
-        some => peer_id(some).map(Arc::new).map_err(|_bad| TlsFailure::Fault(HandshakeFault::BadIdentity)),
-    }
+fn proved(connection: &CommonState) -> Result<(Arc<SpiffeId>, bool), TlsFailure> {
+    let (id, resumed) = weft_identity::tls::proved(connection, SystemTime::now()).map_err(TlsFailure::Fault)?;
+    Ok((Arc::new(id), resumed))
 }
 
 fn fault(error: &io::Error) -> TlsFailure {
@@ -168,3 +181,6 @@ fn group(group: Option<&'static dyn rustls::crypto::SupportedKxGroup>) -> &'stat
         None => "",
     }
 }
+
+#[cfg(test)]
+mod tests;

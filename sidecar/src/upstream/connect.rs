@@ -58,9 +58,9 @@ pub async fn connect(worker: &Worker, to: &Destination, alpn: Alpn) -> Result<Li
     // A handshake costs both sides computing time: under load it may take longer than a SYN.
     let within = within.saturating_mul(3).max(Duration::from_secs(1));
     let metrics = &worker.path.metrics;
-    match tls::connect(&material, tcp, sni, alpn, expected, within).await {
+    match tls::connect(&material, (tcp, to.address()), sni, alpn, expected, within).await {
         Ok((io, session)) => {
-            metrics.handshake(Direction::Outbound, "ok", "", session.group);
+            metrics.handshake(Direction::Outbound, session.label(), "", session.group);
             Ok(Link { io, peer: Some(session.peer), h2: session.h2 })
         }
         Err(error) => {

@@ -1,23 +1,26 @@
 //! rustls configurations: TLS 1.3 only, X25519MLKEM768 first, peers verified by SPIFFE ID.
 //!
-//! Sessions are never resumed and early data is never taken: every connection proves both identities anew, against the
-//! trust bundle and the clock of its own time. Connections are pooled, so a full handshake is rare.
+//! Unless [`resuming`] and [`ClientSessions`] say otherwise, sessions are not taken up again: every connection proves
+//! both identities anew, against the trust bundle and the clock of its own time. Early data is never taken.
 
 mod fault;
+mod resume;
 #[cfg(test)]
 mod tests;
 pub mod verify;
 
 use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
 
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{self, cipher_suite, kx_group};
 use rustls::server::NoServerSessionStorage;
-use rustls::{ClientConfig, ServerConfig};
+use rustls::{ClientConfig, CommonState, HandshakeKind, ServerConfig};
 use rustls_pki_types::CertificateDer;
 
 pub use self::fault::HandshakeFault;
+pub use self::resume::{ClientSessions, LIFE as SESSION_LIFE, resuming};
 use self::verify::{Anchor, Expected, Verifier};
 use crate::bundle::TrustBundle;
 use crate::cert;
@@ -118,6 +121,25 @@ pub fn client_config_pinned(
 pub fn peer_id(certs: Option<&[CertificateDer<'_>]>) -> Result<SpiffeId, PeerError> {
     let leaf = certs.and_then(<[_]>::first).ok_or(PeerError::Missing)?;
     cert::spiffe_id(leaf)
+}
+
+/// Who the peer of a connection proved to be, whose handshake has succeeded; and whether that was in an earlier one, of
+/// which this connection took up the session. A certificate that has expired since proves nothing any more.
+///
+/// # Errors
+/// The fault that a full handshake would have found.
+pub fn proved(connection: &CommonState, now: SystemTime) -> Result<(SpiffeId, bool), HandshakeFault> {
+    let certs = connection.peer_certificates();
+    let resumed = connection.handshake_kind() == Some(HandshakeKind::Resumed);
+    if resumed {
+        for cert in certs.unwrap_or_default() {
+            let (_, not_after) = cert::validity(cert)?;
+            if now > not_after {
+                return Err(HandshakeFault::Expired);
+            }
+        }
+    }
+    Ok((peer_id(certs)?, resumed))
 }
 
 fn client(svid: Option<&Svid>, verifier: Verifier, alpn: &[&[u8]]) -> Result<Arc<ClientConfig>, TlsError> {

@@ -1,5 +1,7 @@
 //! Real handshakes over memory: who is let in, who is refused, and what each side learns of the cause.
 
+mod resumed;
+
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -145,7 +147,7 @@ async fn both_sides_prove_themselves_with_the_hybrid_group() {
         assert_eq!(connection.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_3));
         assert_eq!(connection.negotiated_key_exchange_group().unwrap().name(), NamedGroup::X25519MLKEM768);
         assert_eq!(connection.alpn_protocol(), Some(&b"h2"[..]));
-        assert_eq!(connection.handshake_kind(), Some(HandshakeKind::Full), "sessions are never resumed");
+        assert_eq!(connection.handshake_kind(), Some(HandshakeKind::Full), "sessions are not resumed");
         assert_eq!(peer_id(served.get_ref().1.peer_certificates()), Ok(good.id.clone()));
         assert_eq!(served.get_ref().1.server_name(), Some("p80.orders.default.weft"));
     }
