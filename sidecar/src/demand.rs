@@ -12,15 +12,13 @@ use std::{
     time::Duration,
 };
 
+use crate::{
+    shared::Shared,
+    snapshot::{Host, Snapshot, VhostState},
+};
 use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
-use weft_xds::resource::VirtualHost;
-
-use crate::{
-    shared::Shared,
-    snapshot::{Snapshot, VhostState},
-};
 
 /// The most names that are being fetched or known at one time.
 pub const MAX_NAMES: usize = 4096;
@@ -58,7 +56,7 @@ pub struct Ready {
     /// Take clusters from this one.
     pub snapshot: Arc<Snapshot>,
     /// The routes.
-    pub routes: Arc<VirtualHost>,
+    pub host: Arc<Host>,
 }
 
 /// Why there are no routes for an authority.
@@ -117,7 +115,7 @@ impl Demand {
             VhostState::NotFound => Some(Err(DemandError::NotFound)),
             VhostState::Found(host) => {
                 host.used.touch();
-                Some(Ok(Ready { snapshot: snapshot.clone(), routes: host.routes.clone() }))
+                Some(Ok(Ready { snapshot: snapshot.clone(), host: Arc::clone(host) }))
             }
         }
     }
@@ -158,11 +156,10 @@ impl Demand {
 mod tests {
     use std::time::Instant;
 
+    use weft_xds::resource::VirtualHost;
+
     use super::*;
-    use crate::{
-        settings::{Cli, Settings},
-        snapshot::{Host, LastUsed},
-    };
+    use crate::settings::{Cli, Settings};
 
     const WAIT: Duration = Duration::from_secs(2);
     const NAME: &str = "orders.default:80";
@@ -181,7 +178,7 @@ mod tests {
 
     fn found() -> VhostState {
         let routes = Arc::new(VirtualHost { name: NAME.into(), domains: vec![NAME.into()], routes: Vec::new() });
-        VhostState::Found(Arc::new(Host { routes, used: Arc::new(LastUsed::new(Instant::now())) }))
+        VhostState::Found(Arc::new(Host::new(routes, Instant::now())))
     }
 
     #[tokio::test(start_paused = true)]

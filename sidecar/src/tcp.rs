@@ -118,7 +118,7 @@ impl Dialed {
 pub async fn service_cluster(conn: &Conn, authority: &str) -> Result<Arc<Upstream>, Failed> {
     let shared = &conn.worker.path.shared;
     let ready = shared.demand.ensure(shared, authority).await.map_err(|error| unknown(error, authority))?;
-    let forward = ready.routes.routes.iter().find_map(|route| match &route.action {
+    let forward = ready.host.routes.routes.iter().find_map(|route| match &route.action {
         RouteAction::Forward(forward) => Some(forward),
         RouteAction::Redirect(_) | RouteAction::Respond { .. } => None,
     });

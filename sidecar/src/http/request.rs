@@ -28,7 +28,7 @@ use crate::{
     },
     reason::Reason,
     record::{Record, Try},
-    route::{Head, find_route, pick_cluster, rewrite},
+    route::{Head, pick_cluster, rewrite},
     upstream::{Destination, Missed, Sending, Stage, send},
     worker::{Conn, Origin, inbound_port},
 };
@@ -107,7 +107,7 @@ async fn steps(conn: &Rc<Conn>, request: Request<Incoming>, record: &Record) -> 
                 }
                 found => found.map_err(|error| unknown(error, key))?,
             };
-            let route = find_route(&ready.routes, &head).ok_or(Reason::NoRoute)?;
+            let route = ready.host.route(&head).ok_or(Reason::NoRoute)?;
             let forward = match &route.action {
                 RouteAction::Forward(forward) => forward,
                 RouteAction::Respond { status, body } => {

@@ -5,6 +5,7 @@
 
 pub mod headers;
 pub mod host;
+pub mod index;
 pub mod matches;
 pub mod normalise;
 pub mod rewrite;
@@ -16,6 +17,7 @@ pub(crate) mod tests;
 use http::{HeaderMap, Method};
 
 pub use self::{
+    index::RouteIndex,
     matches::{find_route, find_virtual_host, pick_cluster},
     normalise::{Authority, Host, HostError, Target, TargetError},
 };

@@ -14,10 +14,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use weft_xds::resource::{Inbound, VirtualHost};
+use weft_xds::resource::{Inbound, Route, VirtualHost};
 
 pub use self::writer::{Settled, Step, Subscription, VIRTUAL_HOST_PREFIX, Writer, clusters_of};
-use crate::balance::Upstream;
+use crate::{
+    balance::Upstream,
+    route::{Head, RouteIndex},
+};
 
 /// What is in force. Immutable: a change makes a new one.
 #[derive(Debug, Clone, Default)]
@@ -46,8 +49,24 @@ pub enum VhostState {
 pub struct Host {
     /// Its routes.
     pub routes: Arc<VirtualHost>,
+    /// Finds among them.
+    pub index: Arc<RouteIndex>,
     /// When it was last used; survives changes of the routes.
     pub used: Arc<LastUsed>,
+}
+
+impl Host {
+    /// Routes used for the first time `now`.
+    #[must_use]
+    pub fn new(routes: Arc<VirtualHost>, now: Instant) -> Self {
+        Self { index: Arc::new(RouteIndex::new(&routes)), routes, used: Arc::new(LastUsed::new(now)) }
+    }
+
+    /// The first route that takes the request.
+    #[must_use]
+    pub fn route(&self, head: &Head<'_>) -> Option<&Arc<Route>> {
+        self.index.find(&self.routes, head)
+    }
 }
 
 impl Snapshot {

@@ -14,7 +14,7 @@ use weft_xds::resource::{
 };
 
 use super::{Host, LastUsed, Snapshot, VhostState};
-use crate::{balance::Upstream, demand};
+use crate::{balance::Upstream, demand, route::RouteIndex};
 
 /// Names of virtual hosts begin with the name of their route configuration.
 pub const VIRTUAL_HOST_PREFIX: &str = "outbound/";
@@ -76,6 +76,8 @@ enum Known<T> {
 struct HostState {
     latest: Known<VirtualHost>,
     live: Option<Arc<VirtualHost>>,
+    /// Of the routes that are live.
+    index: Arc<RouteIndex>,
     used: Arc<LastUsed>,
     /// When `latest` was last heard of or asked for.
     since: Instant,
@@ -104,7 +106,7 @@ impl Writer {
             self.settled.push((authority.into(), demand::Outcome::TooMany));
         } else {
             let (latest, used) = (Known::Asked, Arc::new(LastUsed::new(now)));
-            let host = HostState { latest, live: None, used, since: now, awaited: true };
+            let host = HostState { latest, live: None, index: Arc::default(), used, since: now, awaited: true };
             self.hosts.insert(authority.into(), host);
             let name = format!("{VIRTUAL_HOST_PREFIX}{authority}").into();
             self.subscriptions.push(Subscription::Subscribe(ResourceType::VirtualHost, name));
@@ -212,6 +214,9 @@ impl Writer {
                     ask(&mut self.clusters, &mut self.subscriptions, ResourceType::Cluster, name);
                 }
                 if clusters_of(latest).all(|name| complete(&self.clusters, &self.endpoints, name)) {
+                    if host.live.as_ref().is_none_or(|live| !Arc::ptr_eq(live, latest)) {
+                        host.index = Arc::new(RouteIndex::new(latest));
+                    }
                     host.live = Some(latest.clone());
                 }
             } else if matches!(host.latest, Known::Missing) {
@@ -248,9 +253,11 @@ impl Writer {
         }
         let virtual_hosts = self.hosts.iter().filter_map(|(authority, host)| {
             let state = match (&host.live, &host.latest) {
-                (Some(routes), _) => {
-                    VhostState::Found(Arc::new(Host { routes: routes.clone(), used: host.used.clone() }))
-                }
+                (Some(routes), _) => VhostState::Found(Arc::new(Host {
+                    routes: routes.clone(),
+                    index: host.index.clone(),
+                    used: host.used.clone(),
+                })),
                 (None, Known::Missing) => VhostState::NotFound,
                 (None, Known::Asked | Known::Here(_)) => return None,
             };

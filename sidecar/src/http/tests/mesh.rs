@@ -35,7 +35,7 @@ use crate::{
     listener,
     settings::{Cli, Settings},
     shared::{Alpn, Shared, Sockets, TlsMaterial},
-    snapshot::{Host, LastUsed, Snapshot, VhostState},
+    snapshot::{Host, Snapshot, VhostState},
     worker::{Bounds, DataPath},
 };
 
@@ -206,7 +206,7 @@ fn calls(setup: &Setup, endpoints: &[SocketAddr]) -> Snapshot {
         domains: vec!["orders.default".into()],
         routes: vec![Arc::new(route)],
     });
-    let host = Arc::new(Host { routes, used: Arc::new(LastUsed::new(Instant::now())) });
+    let host = Arc::new(Host::new(routes, Instant::now()));
     let mut virtual_hosts: HashMap<Box<str>, VhostState> = HashMap::new();
     virtual_hosts.insert("orders.default".into(), VhostState::Found(Arc::clone(&host)));
     virtual_hosts.insert("orders.default:80".into(), VhostState::Found(host));

@@ -12,7 +12,7 @@ use weft_xds::resource::{
 
 use super::{fields, head};
 use crate::route::{
-    Authority, Head, find_route, find_virtual_host,
+    Authority, Head, RouteIndex, find_route, find_virtual_host,
     headers::{all_pass, any_passes, edit, route_passes},
     host::MeshHost,
     matches::path_passes,
@@ -298,4 +298,47 @@ fn edits_remove_set_add() {
     let mut headers = fields(&[("a", "1"), ("a", "2"), ("b", "1"), ("b", "2"), ("c", "1")]);
     edit(&edits, &mut headers);
     assert_eq!(headers, fields(&[("b", "set"), ("b", "added"), ("c", "new")]));
+}
+
+fn any_path() -> impl Strategy<Value = String> {
+    proptest::collection::vec(prop_oneof![Just("a"), Just("b"), Just("ab"), Just("")], 0..4)
+        .prop_map(|segments| format!("/{}", segments.join("/")))
+}
+
+fn any_test() -> impl Strategy<Value = PathMatch> {
+    any_path().prop_flat_map(|path| {
+        let cut = (0..=path.len()).prop_map({
+            let path = path.clone();
+            move |length| PathMatch::Prefix(path[..length].into())
+        });
+        prop_oneof![
+            4 => Just(PathMatch::Exact(path.clone().into())),
+            2 => cut,
+            4 => Just(PathMatch::SeparatedPrefix(path.clone().into())),
+            1 => Just(PathMatch::Regex(regex(&format!("{path}.?")))),
+        ]
+    })
+}
+
+proptest! {
+    /// Whatever the routes, the index finds the one that going through them finds.
+    #[test]
+    fn the_index_finds_the_same_route(
+        tests in proptest::collection::vec((any_test(), any::<bool>()), 0..60),
+        paths in proptest::collection::vec(any_path(), 1..20),
+    ) {
+        let needs_header = |needs: bool| if needs { vec![role(HeaderTest::Present(true), false)] } else { Vec::new() };
+        let routes = tests.into_iter().enumerate().map(|(place, (path, needs))| {
+            route(&place.to_string(), path, needs_header(needs), Vec::new(), false)
+        });
+        let host = host(&["*"], routes.collect());
+        let index = RouteIndex::new(&host);
+        for path in &paths {
+            for fields in [fields(&[]), fields(&[("x-role", "1")])] {
+                let head = head(path, None, &fields);
+                let name = |found: Option<&Arc<Route>>| found.map(|route| route.name.clone());
+                prop_assert_eq!(name(index.find(&host, &head)), name(find_route(&host, &head)), "{}", path);
+            }
+        }
+    }
 }
