@@ -9,7 +9,11 @@
 //!
 //! One deadline bounds the whole; what still runs then is cut off. Nothing here depends on the control plane being there.
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::Duration,
+};
 
 use tokio::time::{Instant, timeout_at};
 use tokio_util::{
@@ -35,6 +39,8 @@ pub struct Drain {
 #[derive(Debug, Default)]
 pub struct Side {
     stop: CancellationToken,
+    /// What `stop` says, to be read without a lock.
+    stopping: AtomicBool,
     connections: TaskTracker,
 }
 
@@ -53,7 +59,7 @@ impl Side {
     /// Whether this side ends: answer with GOAWAY or `connection: close`, accept nothing new.
     #[must_use]
     pub fn is_draining(&self) -> bool {
-        self.stop.is_cancelled()
+        self.stopping.load(Relaxed)
     }
 
     /// Waits until this side is asked to end.
@@ -63,6 +69,7 @@ impl Side {
 
     /// Asks it to end.
     pub fn drain(&self) {
+        self.stopping.store(true, Relaxed);
         self.stop.cancel();
     }
 

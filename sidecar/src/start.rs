@@ -152,9 +152,11 @@ async fn control(
 /// A worker thread.
 fn work(index: usize, path: Arc<DataPath>, sockets: Sockets) -> io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build_local(tokio::runtime::LocalOptions::default());
         match runtime {
-            Ok(runtime) => tokio::task::LocalSet::new().block_on(&runtime, listener::run(path, sockets)),
+            Ok(runtime) => runtime.block_on(listener::run(path, sockets)),
             Err(error) => tracing::error!(%error, "a worker has no runtime"),
         }
     })

@@ -19,7 +19,7 @@ use crate::{
     alarm::Alarms,
     balance::Budget,
     drain::Side,
-    http::upgrade::Tunnel,
+    http::{classify::Named, upgrade::Tunnel},
     metrics::{Connections, Count, Direction, FLOW_IDLE, Flow, FlowKey, Memo, Metrics},
     reason::Reason,
     record::{AccessLog, Slowest},
@@ -267,6 +267,8 @@ pub struct Conn {
     pub source: Box<str>,
     /// Why the body of its last request was refused.
     pub refused: Cell<Option<Reason>>,
+    /// The host that its last request asked for.
+    pub named: RefCell<Option<Rc<Named>>>,
     /// Requests that are being answered.
     pub busy: Cell<u32>,
     /// What becomes of the connection after its last answer.
@@ -321,6 +323,7 @@ impl Conn {
             group,
             source,
             refused: Cell::new(None),
+            named: RefCell::default(),
             busy: Cell::new(0),
             tunnel: RefCell::default(),
             depth,

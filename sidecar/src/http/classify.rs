@@ -1,6 +1,8 @@
 //! What a request is and whom it asks for. Pure: its head in, [`Call`] or a refusal out.
 
-use http::{Method, Uri, Version, header, request::Parts};
+use std::rc::Rc;
+
+use http::{HeaderValue, Method, Uri, Version, header, request::Parts};
 
 use super::{answer::Failed, headers};
 use crate::{
@@ -10,13 +12,24 @@ use crate::{
     worker::{Conn, Origin},
 };
 
-/// A request that may go on.
+/// A host that was asked for. The next request of a connection mostly asks for the same.
 #[derive(Debug)]
-pub struct Call {
-    /// The host that it asks for.
+pub struct Named {
+    /// The host.
     pub authority: Authority<'static>,
     /// Where it goes.
     pub whither: Whither,
+    /// As the request line had it.
+    line: Option<Box<str>>,
+    /// As the Host field had it.
+    field: Option<HeaderValue>,
+}
+
+/// A request that may go on.
+#[derive(Debug)]
+pub struct Call {
+    /// The host that it asks for, and where it goes.
+    pub named: Rc<Named>,
     /// The request line's target, or HTTP/2's path.
     pub uri: Uri,
     /// It came as to a forward proxy: with a whole URI, or as CONNECT.
@@ -72,14 +85,35 @@ pub fn classify(conn: &Conn, parts: &mut Parts) -> Result<Call, Failed> {
         return Err(Failed::told(Reason::ClientProtocolError, "CONNECT is taken at the outbound port, over HTTP/1.1"));
     }
     let uri = std::mem::take(&mut parts.uri);
-    let authority = authority(&uri, parts, &conn.origin)?;
+    let named = named(conn, &uri, parts)?;
+    let to_proxy = parts.method == Method::CONNECT || uri.scheme().is_some() && parts.version != Version::HTTP_2;
+    Ok(Call { named, uri, to_proxy })
+}
+
+fn named(conn: &Conn, uri: &Uri, parts: &Parts) -> Result<Rc<Named>, Failed> {
+    let mut fields = parts.headers.get_all(header::HOST).iter();
+    let field = fields.next();
+    let more = fields.next().is_some();
+    let line = uri.authority().map(|line| line.as_str());
+    let mut last = conn.named.borrow_mut();
+    if let Some(same) = &*last
+        && !more
+        && same.line.as_deref() == line
+        && same.field.as_ref() == field
+    {
+        return Ok(Rc::clone(same));
+    }
+    let authority = authority(uri, parts, &conn.origin)?;
     let whither = match &conn.origin {
         Origin::Inbound(_) => Whither::App,
         Origin::Fixed(key) => Whither::Mesh { key: key.clone(), certainly: true },
         Origin::Outbound => whither(&authority, &conn.worker.path.shared.settings.namespace)?,
     };
-    let to_proxy = parts.method == Method::CONNECT || uri.scheme().is_some() && parts.version != Version::HTTP_2;
-    Ok(Call { authority, whither, uri, to_proxy })
+    // A copy of its own: the field's bytes are part of a whole head.
+    let field = field.and_then(|field| HeaderValue::from_bytes(field.as_bytes()).ok());
+    let named = Rc::new(Named { authority, whither, line: line.map(Box::from), field });
+    *last = Some(Rc::clone(&named));
+    Ok(named)
 }
 
 /// The host: the URI's, else the Host field. Both, if they are there, must say the same.

@@ -30,6 +30,9 @@ pub const MAX_HOPS: u32 = 16;
 /// Takes out what belongs to one hop, and what the sender nominated in `Connection`; framing, Host and what sidecars
 /// write cannot be nominated away. `TE: trailers` stays.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if !headers.keys().any(is_hop_by_hop) {
+        return;
+    }
     if headers.contains_key(header::CONNECTION) {
         for name in nominated(headers) {
             headers.remove(name);
@@ -52,6 +55,22 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     ] {
         headers.remove(name);
     }
+}
+
+/// A look at each name costs less than a search for each of these, of which there mostly is none.
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "connection"
+            | "te"
+            | "keep-alive"
+            | "proxy-connection"
+            | "transfer-encoding"
+            | "upgrade"
+            | "http2-settings"
+            | "proxy-authorization"
+            | "proxy-authenticate"
+    )
 }
 
 fn nominated(headers: &HeaderMap) -> Vec<HeaderName> {
@@ -82,8 +101,10 @@ fn protected(name: &HeaderName) -> bool {
 
 /// Takes out what only sidecars may say.
 pub fn strip_ours(headers: &mut HeaderMap) {
-    headers.remove(&REASON);
-    headers.remove(&CLIENT_CERT);
+    if headers.keys().any(|name| matches!(name.as_str(), "weft-reason" | "x-forwarded-client-cert")) {
+        headers.remove(&REASON);
+        headers.remove(&CLIENT_CERT);
+    }
     if headers.keys().any(|name| name.as_str().starts_with("x-weft-")) {
         let ours: Vec<HeaderName> =
             headers.keys().filter(|name| name.as_str().starts_with("x-weft-")).cloned().collect();
@@ -124,6 +145,15 @@ pub fn strip_trailers(trailers: &mut HeaderMap) {
 pub fn hops(headers: &HeaderMap) -> u32 {
     let value = headers.get(&HOPS).and_then(|value| value.to_str().ok());
     value.map_or(0, |value| value.parse().unwrap_or(MAX_HOPS))
+}
+
+/// The count after this sidecar.
+pub fn next_hops(hops: u32) -> HeaderValue {
+    const WRITTEN: [&str; 4] = ["1", "2", "3", "4"];
+    match WRITTEN.get(hops as usize) {
+        Some(written) => HeaderValue::from_static(written),
+        None => HeaderValue::from(hops.saturating_add(1)),
+    }
 }
 
 /// Whether `connection: upgrade` and `upgrade` ask for another protocol (h2c is not one that is offered).

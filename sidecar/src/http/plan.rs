@@ -134,8 +134,8 @@ impl<'p> Plan<'p> {
         let host = match &conn.origin {
             Origin::Fixed(key) => HeaderValue::from_str(key).ok(),
             Origin::Outbound | Origin::Inbound(_) => match head.headers.get(header::HOST) {
-                Some(host) if host == call.authority.host() => Some(host.clone()),
-                _ => HeaderValue::from_str(&call.authority.to_string()).ok(),
+                Some(host) if host == call.named.authority.host() => Some(host.clone()),
+                _ => HeaderValue::from_str(&call.named.authority.to_string()).ok(),
             },
         };
         let upgrade = headers::asks_upgrade(head.headers).filter(|_| record.speaks() == Speaks::Http1);
@@ -163,7 +163,7 @@ pub(super) fn wire(http2: bool, upgrade: bool) -> Wire {
 
 /// What the next hop gets to see of the request's fields.
 pub(super) fn prepare(conn: &Conn, plan: &Plan<'_>, fields: &mut HeaderMap, record: &Entry) {
-    let hops = headers::hops(fields) + 1;
+    let hops = headers::next_hops(headers::hops(fields));
     let mesh = !matches!(plan.to, To::Outside(_));
     let attempt = match (&conn.origin, &conn.identity) {
         // What a sidecar says of tries is passed on to the application.
@@ -173,9 +173,10 @@ pub(super) fn prepare(conn: &Conn, plan: &Plan<'_>, fields: &mut HeaderMap, reco
     headers::strip_hop_by_hop(fields);
     headers::strip_ours(fields);
     fields.remove(header::EXPECT);
-    fields.remove(headers::HOPS);
     if mesh {
-        fields.insert(headers::HOPS, HeaderValue::from(hops));
+        fields.insert(headers::HOPS, hops);
+    } else {
+        fields.remove(headers::HOPS);
     }
     if let Some(attempt) = attempt {
         fields.insert(headers::ATTEMPT, attempt);
@@ -186,10 +187,10 @@ pub(super) fn prepare(conn: &Conn, plan: &Plan<'_>, fields: &mut HeaderMap, reco
         fields.insert(headers::FORWARDED_PROTO, HeaderValue::from_static(proto));
         let [address, proved] = conn.forwarded();
         for (name, value) in [(headers::FORWARDED_FOR, address), (headers::CLIENT_CERT, proved)] {
-            fields.remove(&name);
-            if let Some(value) = value {
-                fields.insert(name, value.clone());
-            }
+            match value {
+                Some(value) => fields.insert(name, value.clone()),
+                None => fields.remove(&name),
+            };
         }
     }
     for edits in plan.edits.into_iter().flatten() {

@@ -2,7 +2,7 @@
 //!
 //! Decides first (pure), then acts. What flows between the steps is small: a `Call`, a [`Plan`], an [`Aim`], a [`Sent`] or a [`Lost`].
 
-use std::{rc::Rc, sync::Arc, time::Instant};
+use std::{pin::pin, rc::Rc, sync::Arc, time::Instant};
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts};
 use http_body::Body as _;
@@ -11,17 +11,17 @@ use weft_xds::resource::{InboundPort, RouteAction};
 use super::{
     answer::{Failed, outcome},
     body::{Body, Source},
-    classify::{Whither, classify},
+    classify::{Call, Whither, classify},
     headers,
     incoming::Incoming,
     plan::{Plan, To, own_fields, prepare},
     reply::Reply,
-    tries::{Aim, Lost, Sent, Tried, Within, timed},
+    tries::{Aim, Lost, Sent, Tried, Within},
     upgrade::{connect, outside},
 };
 use crate::{
     balance::{Admitted, Failure, LimitKind, Outcome, PickError, Refused, Upstream},
-    demand::DemandError,
+    demand::{DemandError, Ready},
     policy::{
         access,
         retry::{Circumstances, Verdict, is_idempotent},
@@ -68,95 +68,117 @@ async fn steps(conn: &Rc<Conn>, request: Request<Incoming>, record: &Record) -> 
     // classify: what is it, whom does it ask for?
     let call = classify(conn, &mut parts)?;
     if parts.method == Method::CONNECT {
-        return connect(conn, call, record).await;
+        return Box::pin(connect(conn, call, record)).await;
     }
     let target = call.target()?;
     let head = Head {
         method: &parts.method,
         path: &target.path,
         query: target.query,
-        authority: call.authority.host(),
+        authority: call.named.authority.host(),
         scheme: "http",
         headers: &parts.headers,
     };
-    match &conn.origin {
-        Origin::Inbound(sni) => {
-            let snapshot = conn.worker.path.shared.snapshot.load_full();
+    let snapshot;
+    let ready;
+    let mut plan = match (&conn.origin, &call.named.whither) {
+        (Origin::Inbound(sni), _) => {
+            snapshot = conn.worker.path.shared.snapshot.load_full();
             let port = inbound_port(&snapshot, sni).ok_or_else(|| no_port(conn))?;
             record.goes(&conn.worker.path.service, None);
             // authorize: may this caller ask for this?
             authorize(conn, port, Some(&head))?;
-            let plan = Plan::inbound(conn, port, &call, &head, record);
-            exchange(conn, plan, parts, incoming, record).await
+            Plan::inbound(conn, port, &call, &head, record)
         }
-        Origin::Outbound | Origin::Fixed(_) => {
-            let Whither::Mesh { key, certainly } = &call.whither else {
-                let address = outside(conn, &call.authority, record).await?;
-                let plan = Plan::outside(conn, address, &call, &head, record);
-                return exchange(conn, plan, parts, incoming, record).await;
-            };
+        (_, Whither::Mesh { key, certainly }) => {
             // route: the service's routes, fetched at the first call; the first that takes the request.
-            let (found, queued) = timed(conn.worker.path.shared.demand.ensure(&conn.worker.path.shared, key)).await;
-            if !queued.is_zero() {
-                record.queued(queued);
-                record.progress();
-            }
-            let ready = match found {
+            let asked = Instant::now();
+            let found = conn.worker.path.shared.demand.ensure(&conn.worker.path.shared, key).await;
+            record.queued(asked.elapsed());
+            match found {
                 Err(DemandError::NotFound) if !certainly && call.to_proxy => {
-                    let address = outside(conn, &call.authority, record).await?;
-                    let plan = Plan::outside(conn, address, &call, &head, record);
-                    return exchange(conn, plan, parts, incoming, record).await;
+                    let address = outside(conn, &call.named.authority, record).await?;
+                    Plan::outside(conn, address, &call, &head, record)
                 }
-                found => found.map_err(|error| unknown(error, key))?,
-            };
-            let route = ready.host.route(&head).ok_or(Reason::NoRoute)?;
-            let forward = match &route.action {
-                RouteAction::Forward(forward) => forward,
-                RouteAction::Respond { status, body } => {
-                    record.goes(key, Some(route));
-                    return Ok(Reply::Configured(*status, body.clone(), route.clone()));
+                Err(error) => return Err(unknown(error, key)),
+                Ok(found) => {
+                    ready = found;
+                    match to_service(conn, &ready, key, &call, &head, record)? {
+                        Routed::Answer(reply) => return Ok(*reply),
+                        Routed::Forward(plan) => plan,
+                    }
                 }
-                RouteAction::Redirect(redirect) => {
-                    record.goes(key, Some(route));
-                    let (status, location) =
-                        rewrite::redirect(redirect, &route.matches.path, &head, &call.authority)
-                            .ok_or_else(|| Failed::with(Reason::InternalError, "the redirect makes no location"))?;
-                    return Ok(Reply::Redirect(status, location, route.clone()));
-                }
-            };
-            let share = pick_cluster(forward, fastrand::u64(..)).ok_or(Reason::NoRoute)?;
-            let upstream = ready
-                .snapshot
-                .cluster(&share.name)
-                .ok_or_else(|| Failed::told(Reason::ServiceUnknown, format!("no cluster {}", share.name)))?;
-            record.goes(&upstream.cluster().service, Some(route));
-            record.by(upstream.cluster());
-            // limit: is there room, and is the service's breaker closed?
-            let admitted = admit(conn, upstream, record.progressed())?;
-            let mut plan = Plan::mesh(conn, upstream, admitted, route, forward, &call, &head, record);
-            plan.edits = [Some(&route.request_headers), Some(&share.request_headers)];
-            plan.answer_edits = Some((route.clone(), share.response_headers.clone()));
-            exchange(conn, plan, parts, incoming, record).await
+            }
         }
-    }
+        (_, Whither::Outside | Whither::App) => {
+            let address = outside(conn, &call.named.authority, record).await?;
+            Plan::outside(conn, address, &call, &head, record)
+        }
+    };
+    exchange(conn, &mut plan, &mut parts, incoming, record).await
+}
+
+/// What a route says.
+#[expect(clippy::large_enum_variant, reason = "the large one is the usual one, and lives in the request's own future")]
+enum Routed<'p> {
+    Answer(Box<Reply>),
+    Forward(Plan<'p>),
+}
+
+/// A request to a service: its route, its cluster, and whether there is room.
+fn to_service<'p>(
+    conn: &'p Rc<Conn>,
+    ready: &'p Ready,
+    key: &str,
+    call: &Call,
+    head: &Head<'_>,
+    record: &Record,
+) -> Result<Routed<'p>, Failed> {
+    let route = ready.host.route(head).ok_or(Reason::NoRoute)?;
+    let forward = match &route.action {
+        RouteAction::Forward(forward) => forward,
+        RouteAction::Respond { status, body } => {
+            record.goes(key, Some(route));
+            return Ok(Routed::Answer(Box::new(Reply::Configured(*status, body.clone(), route.clone()))));
+        }
+        RouteAction::Redirect(redirect) => {
+            record.goes(key, Some(route));
+            let (status, location) = rewrite::redirect(redirect, &route.matches.path, head, &call.named.authority)
+                .ok_or_else(|| Failed::with(Reason::InternalError, "the redirect makes no location"))?;
+            return Ok(Routed::Answer(Box::new(Reply::Redirect(status, location, route.clone()))));
+        }
+    };
+    let share = pick_cluster(forward, fastrand::u64(..)).ok_or(Reason::NoRoute)?;
+    let upstream = ready
+        .snapshot
+        .cluster(&share.name)
+        .ok_or_else(|| Failed::told(Reason::ServiceUnknown, format!("no cluster {}", share.name)))?;
+    record.goes(&upstream.cluster().service, Some(route));
+    record.by(upstream.cluster());
+    // limit: is there room, and is the service's breaker closed?
+    let admitted = admit(conn, upstream)?;
+    let mut plan = Plan::mesh(conn, upstream, admitted, route, forward, call, head, record);
+    plan.edits = [Some(&route.request_headers), Some(&share.request_headers)];
+    plan.answer_edits = Some((route.clone(), share.response_headers.clone()));
+    Ok(Routed::Forward(plan))
 }
 
 /// Sends the request, and again while it may be and does some good.
 async fn exchange(
     conn: &Rc<Conn>,
-    mut plan: Plan<'_>,
-    mut parts: Parts,
+    plan: &mut Plan<'_>,
+    parts: &mut Parts,
     incoming: Incoming,
     record: &Record,
 ) -> Result<Reply, Failed> {
     let bodyless = incoming.is_end_stream();
-    plan.upgrade = plan.upgrade.filter(|_| bodyless);
-    prepare(conn, &plan, &mut parts.headers, record);
+    plan.upgrade = plan.upgrade.take().filter(|_| bodyless);
+    prepare(conn, plan, &mut parts.headers, record);
     let body = (!bodyless).then(|| Source::new(incoming, plan.retry.body_bytes(), Rc::clone(record.entry())));
     let mut tried = Tried::default();
     loop {
-        let ended = match pick(conn, &plan, &mut tried, record.progressed()) {
-            Ok(aim) => one_try(conn, &plan, &tried, aim, &parts, body.as_ref(), record).await,
+        let ended = match pick(conn, plan, &mut tried) {
+            Ok(aim) => one_try(conn, plan, &tried, aim, parts, body.as_ref(), record).await,
             Err(nobody) => Err(nobody),
         };
         // retry: only what cannot have been executed, or may be repeated; under the budget; never after an answer began.
@@ -172,12 +194,11 @@ async fn exchange(
             (Some(Verdict::Retry { backoff, replay }), ended) => {
                 tried.next(replay);
                 if let Ok(mut sent) = ended {
-                    sent.served.finish(outcome(sent.response.status().as_u16(), sent.grpc()), Instant::now());
+                    sent.served.finish(outcome(sent.response.status().as_u16(), sent.grpc()));
                 }
                 if !backoff.is_zero() {
                     tokio::time::sleep(backoff).await;
                 }
-                record.progress();
             }
             (verdict, ended) => {
                 if let Some(Verdict::GiveUp(why)) = verdict
@@ -192,7 +213,7 @@ async fn exchange(
 }
 
 fn finish(
-    mut plan: Plan<'_>,
+    plan: &mut Plan<'_>,
     ended: Result<Box<Sent>, Box<Lost>>,
     body: Option<Rc<Source>>,
     record: &Record,
@@ -202,7 +223,7 @@ fn finish(
             sent.served.admitted = plan.admitted.take();
             sent.served.upload = body;
             let (idle, until, upgrade) = (plan.idle, plan.deadline.overall(), plan.upgrade.is_some());
-            Ok(Reply::Upstream { sent, upgrade, edits: plan.answer_edits, idle, until })
+            Ok(Reply::Upstream { sent, upgrade, edits: plan.answer_edits.take(), idle, until })
         }
         Err(lost) => {
             let mut failed = lost.failed;
@@ -238,10 +259,9 @@ async fn one_try(
     body: Option<&Rc<Source>>,
     record: &Record,
 ) -> Result<Box<Sent>, Box<Lost>> {
-    record.progress();
-    let began = record.progressed();
+    let began = Instant::now();
     let within = Within { idle: plan.idle, until: plan.deadline.try_until(began), record };
-    let mut ended = within.run(attempt(conn, plan, tried, &mut aim, parts, body, record)).await;
+    let mut ended = within.run(pin!(attempt(conn, plan, tried, &mut aim, parts, body, record))).await;
     if let Err(lost) = &mut ended {
         // Whoever waits for the caller's body cannot be blamed for being late.
         if lost.outcome == Outcome::Failed(Failure::Timeout) && body.is_some_and(|body| !body.ended()) {
@@ -249,15 +269,12 @@ async fn one_try(
         }
         aim.report(conn, lost.outcome);
     }
-    // With an answer's head the clock was read.
-    let now = if ended.is_ok() { record.progressed() } else { Instant::now() };
-    let took = now.saturating_duration_since(began);
-    record.waited(took);
+    record.waited(began.elapsed());
     let result = match &ended {
         Ok(sent) => sent.told().map_or("ok", Reason::code),
         Err(lost) => lost.failed.reason.code(),
     };
-    record.tried(Try { endpoint: aim.destination.address(), kind: tried.kind, result, took });
+    record.tried(Try { endpoint: aim.destination.address(), kind: tried.kind, result, took: began.elapsed() });
     ended
 }
 
@@ -276,9 +293,9 @@ async fn attempt(
     let mut fresh = tried.fresh;
     loop {
         // connect: a pooled connection that is still alive, or a new one; the peer proves who it is before any byte.
-        let lease = conn.worker.pools.lease(&conn.worker, &aim.destination, plan.wire, fresh, careful);
-        let (leased, connecting) = timed(lease).await;
-        record.connected(connecting);
+        let asked = Instant::now();
+        let leased = conn.worker.pools.lease(&conn.worker, &aim.destination, plan.wire, fresh, careful).await;
+        record.connected(asked.elapsed());
         let mut lease = leased.map_err(|failure| Box::new(Lost::unconnected(failure)))?;
         record.mutual(lease.mutual);
         // send: the head, and the body as it comes; wait for the head of the answer.
@@ -302,14 +319,14 @@ fn replayable(body: Option<&Rc<Source>>) -> bool {
     body.is_none_or(|body| body.replayable())
 }
 
-fn pick(conn: &Conn, plan: &Plan<'_>, tried: &mut Tried, now: Instant) -> Result<Aim, Box<Lost>> {
+fn pick(conn: &Conn, plan: &Plan<'_>, tried: &mut Tried) -> Result<Aim, Box<Lost>> {
     // pick: an endpoint that takes traffic, by the service's balancer.
     let upstream = match plan.to {
         To::App(address) => return Ok(Aim { destination: Destination::App(address), picked: None }),
         To::Outside(address) => return Ok(Aim { destination: Destination::External(address), picked: None }),
         To::Mesh(upstream) => upstream,
     };
-    let picked = upstream.pick(plan.hash, &tried.addresses, now).map_err(|error| {
+    let picked = upstream.pick(plan.hash, &tried.addresses, Instant::now()).map_err(|error| {
         let reason = match error {
             PickError::NoEndpoints => Reason::NoEndpoints,
             PickError::NoneReady => Reason::NoReadyEndpoint,
@@ -320,7 +337,7 @@ fn pick(conn: &Conn, plan: &Plan<'_>, tried: &mut Tried, now: Instant) -> Result
     if let Some(change) = &picked.change {
         conn.worker.path.metrics.ejection(upstream.cluster(), address, change);
     }
-    tried.at = Some(address);
+    tried.addresses.push(address);
     let destination = Destination::Workload(Arc::clone(upstream), Arc::clone(&picked.endpoint));
     Ok(Aim { destination, picked: Some(picked) })
 }
@@ -350,7 +367,8 @@ pub fn authorize(conn: &Conn, port: &InboundPort, head: Option<&Head<'_>>) -> Re
 }
 
 /// Lets a request of the application's into a cluster.
-fn admit(conn: &Conn, upstream: &Upstream, now: Instant) -> Result<Admitted, Failed> {
+fn admit(conn: &Conn, upstream: &Upstream) -> Result<Admitted, Failed> {
+    let now = Instant::now();
     upstream.budget().deposit(now);
     match upstream.admit(now) {
         Ok(admitted) => {

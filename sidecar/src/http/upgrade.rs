@@ -2,7 +2,7 @@
 //!
 //! Nothing is tunnelled before the backend has agreed: the caller's stream is handed over only after the 101 (or our 200).
 
-use std::{net::SocketAddr, rc::Rc, time::Instant};
+use std::{net::SocketAddr, rc::Rc};
 
 use super::{
     answer::{Failed, Served},
@@ -54,7 +54,7 @@ impl Tunnel {
         match self {
             Self::Switched { upstream, record, mut served } => {
                 let ended = tcp::relay(conn, downstream, *upstream, &record, tcp::Idle::Never).await;
-                served.finish(Outcome::Success, Instant::now());
+                served.finish(Outcome::Success);
                 tcp::note(&record, ended);
                 record.finish();
             }
@@ -100,7 +100,7 @@ pub(super) async fn connect(conn: &Rc<Conn>, call: Call, record: &Record) -> Res
     if conn.depth > 0 {
         return Err(Reason::LoopDetected.into());
     }
-    if let Whither::Mesh { key, certainly } = &call.whither {
+    if let Whither::Mesh { key, certainly } = &call.named.whither {
         let shared = &conn.worker.path.shared;
         match shared.demand.ensure(shared, key).await {
             Ok(_ready) => {
@@ -111,7 +111,7 @@ pub(super) async fn connect(conn: &Rc<Conn>, call: Call, record: &Record) -> Res
             Err(error) => return Err(unknown(error, key)),
         }
     }
-    let address = outside(conn, &call.authority, record).await?;
+    let address = outside(conn, &call.named.authority, record).await?;
     let stream = upstream::connect(&conn.worker, &Destination::External(address), Alpn::None)
         .await
         .map_err(|failure| Failed::with(failure.reason, failure.detail))?;

@@ -4,6 +4,7 @@
 //! it was used. Buffers that are held by nobody are still warm in the cache when the next connection needs one.
 
 use std::{
+    cell::RefCell,
     collections::VecDeque,
     io::{self, IoSlice},
     pin::Pin,
@@ -15,8 +16,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::io::Io;
 
-/// First size of the read buffer. A head and a small body fit.
-const FIRST_READ: usize = 4 * 1024;
+/// Size of a read as long as nothing long flows.
+const FIRST_READ: usize = 8 * 1024;
 /// Largest read: a long body fills it.
 const LARGEST_READ: usize = 64 * 1024;
 /// A piece up to this size is copied beside the others; a larger one is written from where it is.
@@ -25,6 +26,12 @@ const COPIED: usize = 4 * 1024;
 const HIGH: usize = 64 * 1024;
 /// Pieces in one write.
 const SLICES: usize = 16;
+
+thread_local! {
+    /// What was read and not yet counted: a message that came whole is copied into as much memory as it needs, which
+    /// costs less than to take and give back a buffer for what may come.
+    static SCRATCH: RefCell<[u8; FIRST_READ]> = const { RefCell::new([0; FIRST_READ]) };
+}
 
 /// The connection's stream and buffers.
 #[derive(Debug)]
@@ -63,28 +70,33 @@ impl Channel {
 
     /// Reads more; 0: the peer has ended its stream.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        self.read.reserve(self.stride);
-        let read = tokio_util::io::poll_read_buf(Pin::new(&mut self.io), cx, &mut self.read);
-        match &read {
-            Poll::Ready(Ok(len)) if *len >= self.stride => self.stride = (self.stride * 2).min(LARGEST_READ),
-            _ => {}
+        if self.stride > FIRST_READ {
+            return self.poll_stride(cx);
         }
-        if self.read.is_empty() {
-            self.read = BytesMut::new();
+        let io = &mut self.io;
+        let len = SCRATCH.with_borrow_mut(|scratch| {
+            let mut space = ReadBuf::new(scratch);
+            ready!(Pin::new(io).poll_read(cx, &mut space))?;
+            self.read.extend_from_slice(space.filled());
+            Poll::Ready(io::Result::Ok(space.filled().len()))
+        });
+        let len = ready!(len)?;
+        if len == FIRST_READ {
+            self.stride = FIRST_READ * 2;
         }
-        read
+        Poll::Ready(Ok(len))
     }
 
-    /// Reads more while nothing is expected: no buffer is taken before there is something.
-    pub fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if !self.read.is_empty() {
-            return self.poll_fill(cx);
+    /// Reads what is most likely a part of something long, into memory that goes on with it.
+    fn poll_stride(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.read.reserve(self.stride);
+        let read = tokio_util::io::poll_read_buf(Pin::new(&mut self.io), cx, &mut self.read);
+        if let Poll::Ready(Ok(len)) = read
+            && len >= self.stride
+        {
+            self.stride = (self.stride * 2).min(LARGEST_READ);
         }
-        let mut byte = [0; 1];
-        let mut byte = ReadBuf::new(&mut byte);
-        ready!(Pin::new(&mut self.io).poll_read(cx, &mut byte))?;
-        self.read.extend_from_slice(byte.filled());
-        Poll::Ready(Ok(byte.filled().len()))
+        read
     }
 
     /// Between two messages: lets the buffers go, if nothing is in them.

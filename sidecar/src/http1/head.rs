@@ -13,7 +13,10 @@ use super::strict::{Flaw, Length, malformed};
 /// Most fields of a head that the parser has room for; what may come in is bounded more tightly.
 pub const FIELDS: usize = 128;
 /// Fields that this sidecar adds: room for them is made at once.
-const ADDED: usize = 8;
+const ADDED: usize = 3;
+
+/// First size of the buffer that a head is written to; allocators hand out what is below 1 KiB most quickly.
+const FIRST_WRITE: usize = 900;
 
 /// Reads a request's head that [`super::strict::check`] has let through.
 /// # Errors
@@ -186,7 +189,7 @@ pub fn persists(version: Version, fields: &HeaderMap) -> bool {
 /// Writes a request line.
 pub fn put_request_line(out: &mut BytesMut, method: &Method, path: &PathAndQuery) {
     let (method, path) = (method.as_str(), path.as_str());
-    out.reserve(method.len() + path.len() + 512);
+    out.reserve((method.len() + path.len() + 16).max(FIRST_WRITE));
     out.put_slice(method.as_bytes());
     out.put_u8(b' ');
     out.put_slice(path.as_bytes());
@@ -195,7 +198,7 @@ pub fn put_request_line(out: &mut BytesMut, method: &Method, path: &PathAndQuery
 
 /// Writes a status line.
 pub fn put_status_line(out: &mut BytesMut, version: Version, status: StatusCode) {
-    out.reserve(512);
+    out.reserve(FIRST_WRITE);
     out.put_slice(if version == Version::HTTP_10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
     out.put_slice(status.as_str().as_bytes());
     out.put_u8(b' ');

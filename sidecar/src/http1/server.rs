@@ -139,16 +139,18 @@ async fn one(line: &Rc<Downstream>, parts: Parts, follows: Follows) -> Ended {
         persists: head::persists(parts.version, &parts.headers),
     };
     let body = line.begin(&parts, follows.body);
-    let request = Request::from_parts(parts, body);
-    let mut answering = pin!(proxy(conn, request));
-    let answer = poll_fn(|cx| {
-        if let Poll::Ready(answer) = answering.as_mut().poll(cx) {
-            return Poll::Ready(Some(answer));
-        }
-        ready!(line.poll_gone(cx));
-        Poll::Ready(None)
-    });
-    match answer.await {
+    let answer = {
+        let mut answering = pin!(proxy(conn, Request::from_parts(parts, body)));
+        poll_fn(|cx| {
+            if let Poll::Ready(answer) = answering.as_mut().poll(cx) {
+                return Poll::Ready(Some(answer));
+            }
+            ready!(line.poll_gone(cx));
+            Poll::Ready(None)
+        })
+        .await
+    };
+    match answer {
         None => Ended::Cut,
         Some(answer) => line.answer(asked, answer).await,
     }
@@ -227,7 +229,7 @@ impl Downstream {
             return Poll::Pending;
         }
         loop {
-            let ahead = self.channel.borrow_mut().poll_ahead(cx);
+            let ahead = self.channel.borrow_mut().poll_fill(cx);
             match ready!(ahead) {
                 Ok(0) | Err(_) => return Poll::Ready(()),
                 Ok(_more) if self.channel.borrow().read.len() >= AHEAD => return Poll::Pending,

@@ -39,9 +39,7 @@ pub struct Entry {
     flow: RefCell<Option<Rc<Flow>>>,
     route: RefCell<Option<Arc<Route>>>,
     cluster: RefCell<Option<Arc<Cluster>>>,
-    /// The last, and those before it.
-    tried: Cell<Option<Try>>,
-    before: RefCell<Vec<Try>>,
+    tries: RefCell<Vec<Try>>,
     received: Cell<u64>,
     sent: Cell<u64>,
     progressed: Cell<Instant>,
@@ -112,8 +110,7 @@ impl Record {
             flow: RefCell::default(),
             route: RefCell::default(),
             cluster: RefCell::default(),
-            tried: Cell::default(),
-            before: RefCell::default(),
+            tries: RefCell::default(),
             received: Cell::new(0),
             sent: Cell::new(0),
             progressed: Cell::new(now),
@@ -137,12 +134,7 @@ impl Record {
 
     /// The answer has come to its end.
     pub fn finish(&self) {
-        self.finish_at(Instant::now());
-    }
-
-    /// The same by a clock that was just read.
-    pub fn finish_at(&self, now: Instant) {
-        self.0.write(now);
+        self.0.write();
     }
 
     /// It turned out to be something else, which has records of its own.
@@ -166,7 +158,7 @@ impl Drop for Record {
             if self.0.code.get() == 0 {
                 self.0.code.set(Reason::ClientCancelled.status().as_u16());
             }
-            self.0.write(Instant::now());
+            self.0.write();
         }
     }
 }
@@ -226,9 +218,7 @@ impl Entry {
     /// One try ended.
     pub fn tried(&self, tried: Try) {
         self.flow().attempt(tried.kind, tried.result);
-        if let Some(before) = self.tried.replace(Some(tried)) {
-            self.before.borrow_mut().push(before);
-        }
+        self.tries.borrow_mut().push(tried);
     }
 
     /// Time spent waiting for an upstream.
@@ -330,11 +320,11 @@ impl Entry {
         first
     }
 
-    fn write(&self, now: Instant) {
+    fn write(&self) {
         if !self.end() {
             return;
         }
-        let took = now.saturating_duration_since(self.started);
+        let took = self.started.elapsed();
         let key = RequestKey {
             protocol: self.speaks.get(),
             code: self.code.get(),

@@ -248,9 +248,15 @@ impl Pools {
                 if !fresh && let Some(lease) = host.idle_lease(to, careful).await {
                     return Ok(lease);
                 }
-                self.dial_http1(worker, to, host).await
+                // Seldom, and large: not a part of every request's future.
+                Box::pin(self.dial_http1(worker, to, host)).await
             }
-            Wire::Http2 => self.http2_lease(worker, to, host, fresh).await,
+            Wire::Http2 => {
+                if !fresh && let Some(lease) = host.shared_lease(to) {
+                    return Ok(lease);
+                }
+                Box::pin(self.http2_lease(worker, to, host, fresh)).await
+            }
         }
     }
 
