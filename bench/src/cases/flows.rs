@@ -1,13 +1,13 @@
 //! Cases in a closed loop: what a request, a message, a byte or a connection costs, and how many there can be.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
 use super::{Turn, micros_each};
 use crate::{
     backend::BULK,
-    contestants::Kind,
+    contestants::{Kind, Shape},
     load::{Caller, closed_loop, http1, http2, tcp},
 };
 
@@ -107,17 +107,19 @@ impl Turn<'_> {
         Ok(true)
     }
 
-    /// The first requests go to endpoints that have no connection yet: they are not what is measured.
-    pub(super) async fn many(&mut self, case: &str, count: u32) -> Result<bool> {
+    /// With many endpoints, the first requests open a connection each: they are not what is measured.
+    pub(super) async fn many(&mut self, case: &str, shape: Shape) -> Result<bool> {
         let mut callers = http1::connections(&self.pair.http1, BUSY).await?;
-        let began = std::time::Instant::now();
-        let mut warm = 0;
-        while warm < 3 * u64::from(count) && began.elapsed() < WARM_MOST {
-            warm += closed_loop(&mut callers, self.effort.warm).await?.requests;
+        let wanted = if let Shape::Endpoints(count) = shape { 3 * u64::from(count) } else { 0 };
+        let began = Instant::now();
+        let mut done = 0;
+        while done < wanted && began.elapsed() < WARM_MOST {
+            done += closed_loop(&mut callers, self.effort.warm).await?.requests;
         }
         self.busy(case, &mut callers).await?;
         Ok(true)
     }
 }
 
+/// However slow it is, the others are waiting.
 const WARM_MOST: Duration = Duration::from_secs(20);
