@@ -157,9 +157,9 @@ pub struct Served {
 
 impl Served {
     /// Reports how it ended, and counts what changed by it.
-    pub fn finish(&mut self, outcome: Outcome) {
+    pub fn finish(&mut self, outcome: Outcome, now: Instant) {
         let Some(upstream) = &self.upstream else { return };
-        let (now, metrics) = (Instant::now(), &self.conn.worker.path.metrics);
+        let metrics = &self.conn.worker.path.metrics;
         if let Some(picked) = &mut self.picked
             && let Some(change) = picked.finish(outcome, now)
         {
@@ -349,10 +349,11 @@ impl Answer {
         if std::mem::replace(&mut self.done, true) {
             return;
         }
+        let now = Instant::now();
         if let Some(mut served) = self.served.take() {
-            served.finish(outcome);
+            served.finish(outcome, now);
         }
-        self.record.finish();
+        self.record.finish_at(now);
     }
 
     pub(super) fn is_end(&self) -> bool {

@@ -103,7 +103,7 @@ fn switched(
     let asked = upgrade && response.status() == StatusCode::SWITCHING_PROTOCOLS;
     let upstream = served.lease.take().filter(|_| asked).and_then(Lease::into_io);
     let Some(upstream) = upstream else {
-        served.finish(Outcome::Failed(Failure::Status));
+        served.finish(Outcome::Failed(Failure::Status), Instant::now());
         return Failed::with(Reason::UpstreamProtocolError, "101 without having been asked for").answer(record);
     };
     let protocol = response.headers().get(header::UPGRADE).cloned();

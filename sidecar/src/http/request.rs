@@ -16,7 +16,7 @@ use super::{
     incoming::Incoming,
     plan::{Plan, To, own_fields, prepare},
     reply::Reply,
-    tries::{Aim, Lost, Sent, Tried, Within},
+    tries::{Aim, Lost, Sent, Tried, Within, timed},
     upgrade::{connect, outside},
 };
 use crate::{
@@ -92,9 +92,11 @@ async fn steps(conn: &Rc<Conn>, request: Request<Incoming>, record: &Record) -> 
         }
         (_, Whither::Mesh { key, certainly }) => {
             // route: the service's routes, fetched at the first call; the first that takes the request.
-            let asked = Instant::now();
-            let found = conn.worker.path.shared.demand.ensure(&conn.worker.path.shared, key).await;
-            record.queued(asked.elapsed());
+            let (found, queued) = timed(conn.worker.path.shared.demand.ensure(&conn.worker.path.shared, key)).await;
+            if !queued.is_zero() {
+                record.queued(queued);
+                record.progress();
+            }
             match found {
                 Err(DemandError::NotFound) if !certainly && call.to_proxy => {
                     let address = outside(conn, &call.named.authority, record).await?;
@@ -156,7 +158,7 @@ fn to_service<'p>(
     record.goes(&upstream.cluster().service, Some(route));
     record.by(upstream.cluster());
     // limit: is there room, and is the service's breaker closed?
-    let admitted = admit(conn, upstream)?;
+    let admitted = admit(conn, upstream, record.progressed())?;
     let mut plan = Plan::mesh(conn, upstream, admitted, route, forward, call, head, record);
     plan.edits = [Some(&route.request_headers), Some(&share.request_headers)];
     plan.answer_edits = Some((route.clone(), share.response_headers.clone()));
@@ -177,7 +179,7 @@ async fn exchange(
     let body = (!bodyless).then(|| Source::new(incoming, plan.retry.body_bytes(), Rc::clone(record.entry())));
     let mut tried = Tried::default();
     loop {
-        let ended = match pick(conn, plan, &mut tried) {
+        let ended = match pick(conn, plan, &mut tried, record.progressed()) {
             Ok(aim) => one_try(conn, plan, &tried, aim, parts, body.as_ref(), record).await,
             Err(nobody) => Err(nobody),
         };
@@ -194,11 +196,12 @@ async fn exchange(
             (Some(Verdict::Retry { backoff, replay }), ended) => {
                 tried.next(replay);
                 if let Ok(mut sent) = ended {
-                    sent.served.finish(outcome(sent.response.status().as_u16(), sent.grpc()));
+                    sent.served.finish(outcome(sent.response.status().as_u16(), sent.grpc()), Instant::now());
                 }
                 if !backoff.is_zero() {
                     tokio::time::sleep(backoff).await;
                 }
+                record.progress();
             }
             (verdict, ended) => {
                 if let Some(Verdict::GiveUp(why)) = verdict
@@ -259,7 +262,8 @@ async fn one_try(
     body: Option<&Rc<Source>>,
     record: &Record,
 ) -> Result<Box<Sent>, Box<Lost>> {
-    let began = Instant::now();
+    record.progress();
+    let began = record.progressed();
     let within = Within { idle: plan.idle, until: plan.deadline.try_until(began), record };
     let mut ended = within.run(pin!(attempt(conn, plan, tried, &mut aim, parts, body, record))).await;
     if let Err(lost) = &mut ended {
@@ -269,12 +273,15 @@ async fn one_try(
         }
         aim.report(conn, lost.outcome);
     }
-    record.waited(began.elapsed());
+    // With an answer's head the clock was read.
+    let now = if ended.is_ok() { record.progressed() } else { Instant::now() };
+    let took = now.saturating_duration_since(began);
+    record.waited(took);
     let result = match &ended {
         Ok(sent) => sent.told().map_or("ok", Reason::code),
         Err(lost) => lost.failed.reason.code(),
     };
-    record.tried(Try { endpoint: aim.destination.address(), kind: tried.kind, result, took: began.elapsed() });
+    record.tried(Try { endpoint: aim.destination.address(), kind: tried.kind, result, took });
     ended
 }
 
@@ -293,9 +300,9 @@ async fn attempt(
     let mut fresh = tried.fresh;
     loop {
         // connect: a pooled connection that is still alive, or a new one; the peer proves who it is before any byte.
-        let asked = Instant::now();
-        let leased = conn.worker.pools.lease(&conn.worker, &aim.destination, plan.wire, fresh, careful).await;
-        record.connected(asked.elapsed());
+        let lease = conn.worker.pools.lease(&conn.worker, &aim.destination, plan.wire, fresh, careful);
+        let (leased, connecting) = timed(lease).await;
+        record.connected(connecting);
         let mut lease = leased.map_err(|failure| Box::new(Lost::unconnected(failure)))?;
         record.mutual(lease.mutual);
         // send: the head, and the body as it comes; wait for the head of the answer.
@@ -319,14 +326,14 @@ fn replayable(body: Option<&Rc<Source>>) -> bool {
     body.is_none_or(|body| body.replayable())
 }
 
-fn pick(conn: &Conn, plan: &Plan<'_>, tried: &mut Tried) -> Result<Aim, Box<Lost>> {
+fn pick(conn: &Conn, plan: &Plan<'_>, tried: &mut Tried, now: Instant) -> Result<Aim, Box<Lost>> {
     // pick: an endpoint that takes traffic, by the service's balancer.
     let upstream = match plan.to {
         To::App(address) => return Ok(Aim { destination: Destination::App(address), picked: None }),
         To::Outside(address) => return Ok(Aim { destination: Destination::External(address), picked: None }),
         To::Mesh(upstream) => upstream,
     };
-    let picked = upstream.pick(plan.hash, &tried.addresses, Instant::now()).map_err(|error| {
+    let picked = upstream.pick(plan.hash, &tried.addresses, now).map_err(|error| {
         let reason = match error {
             PickError::NoEndpoints => Reason::NoEndpoints,
             PickError::NoneReady => Reason::NoReadyEndpoint,
@@ -337,7 +344,7 @@ fn pick(conn: &Conn, plan: &Plan<'_>, tried: &mut Tried) -> Result<Aim, Box<Lost
     if let Some(change) = &picked.change {
         conn.worker.path.metrics.ejection(upstream.cluster(), address, change);
     }
-    tried.addresses.push(address);
+    tried.at = Some(address);
     let destination = Destination::Workload(Arc::clone(upstream), Arc::clone(&picked.endpoint));
     Ok(Aim { destination, picked: Some(picked) })
 }
@@ -367,8 +374,7 @@ pub fn authorize(conn: &Conn, port: &InboundPort, head: Option<&Head<'_>>) -> Re
 }
 
 /// Lets a request of the application's into a cluster.
-fn admit(conn: &Conn, upstream: &Upstream) -> Result<Admitted, Failed> {
-    let now = Instant::now();
+fn admit(conn: &Conn, upstream: &Upstream, now: Instant) -> Result<Admitted, Failed> {
     upstream.budget().deposit(now);
     match upstream.admit(now) {
         Ok(admitted) => {

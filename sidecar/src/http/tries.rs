@@ -3,7 +3,7 @@
 use std::{
     future::poll_fn,
     net::SocketAddr,
-    pin::Pin,
+    pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
     task::{Poll, ready},
@@ -11,7 +11,6 @@ use std::{
 };
 
 use http::{Response, header};
-use smallvec::SmallVec;
 
 use super::{
     answer::{Failed, Served},
@@ -31,7 +30,9 @@ use crate::{
 /// State of the tries of one request.
 pub(super) struct Tried {
     /// Where it has been; others are preferred.
-    pub(super) addresses: SmallVec<[SocketAddr; 3]>,
+    pub(super) addresses: Vec<SocketAddr>,
+    /// Where it is now.
+    pub(super) at: Option<SocketAddr>,
     /// Why the next try is made.
     pub(super) kind: AttemptKind,
     /// The next try goes over a new connection.
@@ -42,12 +43,13 @@ pub(super) struct Tried {
 
 impl Default for Tried {
     fn default() -> Self {
-        Self { addresses: SmallVec::new(), kind: AttemptKind::First, fresh: false, number: 1 }
+        Self { addresses: Vec::new(), at: None, kind: AttemptKind::First, fresh: false, number: 1 }
     }
 }
 
 impl Tried {
     pub(super) fn next(&mut self, replay: bool) {
+        self.addresses.extend(self.at.take());
         self.kind = if replay { AttemptKind::ReuseReplay } else { AttemptKind::Retry };
         self.fresh = replay;
         self.number += u32::from(!replay);
@@ -162,6 +164,21 @@ impl Lost {
     }
 }
 
+/// Runs a step and tells how long it waited: no time, and no look at the clock, when it was ready at once.
+pub(super) async fn timed<T>(step: impl Future<Output = T>) -> (T, Duration) {
+    let mut step = pin!(step);
+    let mut since: Option<Instant> = None;
+    let ended = poll_fn(|cx| {
+        let polled = step.as_mut().poll(cx);
+        if polled.is_pending() {
+            since.get_or_insert_with(Instant::now);
+        }
+        polled
+    });
+    let ended = ended.await;
+    (ended, since.map_or(Duration::ZERO, |since| since.elapsed()))
+}
+
 /// How long a try may take.
 pub(super) struct Within<'w> {
     /// No byte either way for this long ends it.
@@ -177,7 +194,6 @@ impl Within<'_> {
         &self,
         mut attempt: Pin<&mut impl Future<Output = Result<Box<Sent>, Box<Lost>>>>,
     ) -> Result<Box<Sent>, Box<Lost>> {
-        self.record.progress();
         let mut alarm = self.record.conn().worker.alarms.take();
         poll_fn(|cx| {
             if let Poll::Ready(ended) = attempt.as_mut().poll(cx) {

@@ -2,7 +2,7 @@
 //!
 //! Nothing is tunnelled before the backend has agreed: the caller's stream is handed over only after the 101 (or our 200).
 
-use std::{net::SocketAddr, rc::Rc};
+use std::{net::SocketAddr, rc::Rc, time::Instant};
 
 use super::{
     answer::{Failed, Served},
@@ -54,7 +54,7 @@ impl Tunnel {
         match self {
             Self::Switched { upstream, record, mut served } => {
                 let ended = tcp::relay(conn, downstream, *upstream, &record, tcp::Idle::Never).await;
-                served.finish(Outcome::Success);
+                served.finish(Outcome::Success, Instant::now());
                 tcp::note(&record, ended);
                 record.finish();
             }

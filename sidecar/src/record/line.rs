@@ -108,7 +108,7 @@ impl Line<'_> {
     }
 
     fn endpoint(&self) -> String {
-        self.entry.tries.borrow().last().map(|last| last.endpoint.to_string()).unwrap_or_default()
+        self.entry.tried.get().map(|last| last.endpoint.to_string()).unwrap_or_default()
     }
 
     fn authority(&self) -> &str {
@@ -118,7 +118,7 @@ impl Line<'_> {
 
     fn tries(&self) -> String {
         let mut out = String::from("[");
-        for tried in self.entry.tries.borrow().iter() {
+        for tried in self.entry.before.borrow().iter().chain(&self.entry.tried.get()) {
             if out.len() > 1 {
                 out.push(',');
             }

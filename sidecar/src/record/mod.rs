@@ -39,7 +39,9 @@ pub struct Entry {
     flow: RefCell<Option<Rc<Flow>>>,
     route: RefCell<Option<Arc<Route>>>,
     cluster: RefCell<Option<Arc<Cluster>>>,
-    tries: RefCell<Vec<Try>>,
+    /// The last, and those before it.
+    tried: Cell<Option<Try>>,
+    before: RefCell<Vec<Try>>,
     received: Cell<u64>,
     sent: Cell<u64>,
     progressed: Cell<Instant>,
@@ -110,7 +112,8 @@ impl Record {
             flow: RefCell::default(),
             route: RefCell::default(),
             cluster: RefCell::default(),
-            tries: RefCell::default(),
+            tried: Cell::default(),
+            before: RefCell::default(),
             received: Cell::new(0),
             sent: Cell::new(0),
             progressed: Cell::new(now),
@@ -134,7 +137,12 @@ impl Record {
 
     /// The answer has come to its end.
     pub fn finish(&self) {
-        self.0.write();
+        self.finish_at(Instant::now());
+    }
+
+    /// The same by a clock that was just read.
+    pub fn finish_at(&self, now: Instant) {
+        self.0.write(now);
     }
 
     /// It turned out to be something else, which has records of its own.
@@ -158,7 +166,7 @@ impl Drop for Record {
             if self.0.code.get() == 0 {
                 self.0.code.set(Reason::ClientCancelled.status().as_u16());
             }
-            self.0.write();
+            self.0.write(Instant::now());
         }
     }
 }
@@ -218,7 +226,9 @@ impl Entry {
     /// One try ended.
     pub fn tried(&self, tried: Try) {
         self.flow().attempt(tried.kind, tried.result);
-        self.tries.borrow_mut().push(tried);
+        if let Some(before) = self.tried.replace(Some(tried)) {
+            self.before.borrow_mut().push(before);
+        }
     }
 
     /// Time spent waiting for an upstream.
@@ -320,11 +330,11 @@ impl Entry {
         first
     }
 
-    fn write(&self) {
+    fn write(&self, now: Instant) {
         if !self.end() {
             return;
         }
-        let took = self.started.elapsed();
+        let took = now.saturating_duration_since(self.started);
         let key = RequestKey {
             protocol: self.speaks.get(),
             code: self.code.get(),
