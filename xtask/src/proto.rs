@@ -108,6 +108,7 @@ fn generate(crate_dir: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
     config.disable_comments(["."]);
     tonic_prost_build::configure()
         .build_transport(false)
+        .codec_path("crate::codec::SmallCodec")
         .out_dir(&out)
         .include_file("mod.rs")
         .compile_fds_with_config(all, config)?;

@@ -7,6 +7,7 @@
 
 include!("generated/mod.rs");
 
+pub mod codec;
 pub mod connect;
 
 /// The descriptors of the services, for gRPC reflection.
