@@ -50,6 +50,8 @@ struct State {
     since: Option<SystemTime>,
     bundle: Option<Arc<TrustBundle>>,
     epoch: u64,
+    /// To the control plane, with this very certificate.
+    channel: Option<Channel>,
 }
 
 /// What `/certs` shows; no key.
@@ -158,17 +160,22 @@ impl Certs {
         Shown { svid: state.svid.clone(), bundle: state.bundle.clone(), epoch: state.epoch }
     }
 
-    /// A channel to the control plane, proving this sidecar's identity.
+    /// A channel to the control plane, proving this sidecar's identity. All who ask share one connection, until the
+    /// certificate or the roots change: for the control plane a connection is most of what a sidecar costs.
     ///
     /// # Errors
     /// When there is no certificate yet.
     pub fn channel(&self) -> Result<Channel, CertsError> {
-        let Shown { svid: Some(svid), bundle: Some(bundle), .. } = self.shown() else {
-            return Err(CertsError::NoProof);
-        };
+        let mut state = self.state.lock();
+        if let Some(channel) = &state.channel {
+            return Ok(channel.clone());
+        }
+        let (Some(svid), Some(bundle)) = (&state.svid, &state.bundle) else { return Err(CertsError::NoProof) };
         let expected = SpiffeId::control_plane(&self.shared.settings.trust_domain);
-        let tls = tls::client_config_expecting(Some(&svid), &bundle, expected, &[b"h2"])?;
-        Ok(weft_proto::connect::channel(&self.shared.settings.control_plane, tls)?)
+        let tls = tls::client_config_expecting(Some(svid), bundle, expected, &[b"h2"])?;
+        let channel = weft_proto::connect::channel(&self.shared.settings.control_plane, tls)?;
+        state.channel = Some(channel.clone());
+        Ok(channel)
     }
 
     /// Other roots are to be trusted from now on; they are kept on disk, too.
@@ -323,6 +330,7 @@ impl Certs {
             since: state.since,
             bundle: state.bundle.clone(),
             epoch: state.epoch + 1,
+            channel: None,
         };
         change(&mut next);
         if let (Some(svid), Some(bundle)) = (&next.svid, &next.bundle) {
