@@ -17,7 +17,7 @@ use tokio::{
     task::JoinSet,
     time::timeout,
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use weft_identity::tls::HandshakeFault;
@@ -44,6 +44,7 @@ impl Port {
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) {
         let port = Arc::new(self);
         let slots = Arc::new(Semaphore::new(port.max_connections));
+        let turns = Arc::new(Semaphore::new(HANDSHAKES));
         let mut connections = JoinSet::new();
         loop {
             let slot = tokio::select! {
@@ -60,10 +61,12 @@ impl Port {
             };
             match accepted {
                 Ok((stream, address)) => {
-                    let (port, stop) = (port.clone(), stop.clone());
+                    let (port, stop, turns) = (port.clone(), stop.clone(), turns.clone());
                     connections.spawn(async move {
                         let _slot = slot;
-                        Box::pin(port.connection(stream, address, stop)).await;
+                        if let Some(stream) = Box::pin(port.handshake(stream, address, &turns)).await {
+                            Box::pin(port.connection(stream, address, stop)).await;
+                        }
                     });
                 }
                 // Out of file descriptors, most likely: others must end first.
@@ -85,25 +88,55 @@ impl Port {
         }
     }
 
-    async fn connection(&self, stream: TcpStream, address: SocketAddr, stop: CancellationToken) {
-        let _connected = self.metrics.connection(self.name);
+    /// The TLS handshake, when it is this connection's turn. All that a fleet begins at once would be done so late that
+    /// its clients have given up, and begin again; in turn, the first are served while the last still wait.
+    async fn handshake(
+        &self,
+        stream: TcpStream,
+        address: SocketAddr,
+        turns: &Semaphore,
+    ) -> Option<TlsStream<TcpStream>> {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%address, %error, "TCP_NODELAY was refused");
         }
+        // Only for who has said something: silence costs nothing, and takes up no turn.
+        let hello = timeout(HANDSHAKE, stream.readable()).await;
+        if !matches!(hello, Ok(Ok(()))) {
+            tracing::debug!(port = self.name, %address, "a connection said nothing");
+            self.metrics.handshake(self.name, "timeout");
+            return None;
+        }
+        let mut turn = Some(turns.acquire().await.expect("the semaphore is never closed"));
         let acceptor = TlsAcceptor::from(self.certificates.server_config());
-        let stream = match timeout(HANDSHAKE, acceptor.accept(stream)).await {
-            Ok(Ok(stream)) => stream,
+        let mut accept = std::pin::pin!(timeout(HANDSHAKE, acceptor.accept(stream)));
+        let ended = loop {
+            tokio::select! {
+                ended = accept.as_mut() => break ended,
+                // Who dawdles goes on out of turn.
+                () = tokio::time::sleep(TURN), if turn.is_some() => turn = None,
+            }
+        };
+        match ended {
+            Ok(Ok(stream)) => {
+                self.metrics.handshake(self.name, "ok");
+                Some(stream)
+            }
             Ok(Err(error)) => {
                 let fault = HandshakeFault::from_io(&error);
                 tracing::debug!(port = self.name, %address, %error, fault = fault.as_str(), "a TLS handshake failed");
-                return self.metrics.handshake(self.name, "failed");
+                self.metrics.handshake(self.name, "failed");
+                None
             }
             Err(_late) => {
                 tracing::debug!(port = self.name, %address, "a TLS handshake took too long");
-                return self.metrics.handshake(self.name, "timeout");
+                self.metrics.handshake(self.name, "timeout");
+                None
             }
-        };
-        self.metrics.handshake(self.name, "ok");
+        }
+    }
+
+    async fn connection(&self, stream: TlsStream<TcpStream>, address: SocketAddr, stop: CancellationToken) {
+        let _connected = self.metrics.connection(self.name);
         let peer = Peer::new(address, stream.get_ref().1.peer_certificates());
         let router = self.router.clone();
         let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
@@ -141,6 +174,7 @@ fn builder() -> auto::Builder<TokioExecutor> {
         .keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE_ANSWER)
         .max_concurrent_streams(MAX_STREAMS)
+        .max_send_buf_size(MAX_SEND_BUFFER)
         .max_header_list_size(64 * 1024)
         .max_pending_accept_reset_streams(32);
     builder
@@ -160,6 +194,12 @@ const HEAD: Duration = Duration::from_secs(10);
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// And given up when the probe is not answered.
 const KEEP_ALIVE_ANSWER: Duration = Duration::from_secs(10);
+/// Of a stream, waiting for the client to take it.
+const MAX_SEND_BUFFER: usize = 64 * 1024;
+/// Handshakes at a time. Each is a few milliseconds of a processor and a round trip or two.
+const HANDSHAKES: usize = 64;
+/// How long one of them may hold up others.
+const TURN: Duration = Duration::from_millis(250);
 /// Streams of one connection. A sidecar uses four.
 const MAX_STREAMS: u32 = 128;
 /// For open requests when the process ends.

@@ -11,7 +11,7 @@ use weft_model::{EndpointSlice, Kind, Mesh, Resource, ResourceKey, Service, Targ
 
 use super::{
     document, endpoints,
-    world::{Dirty, ObjectKey, ServiceEntry, ServiceKey, Versioned, WorkloadEntry, World},
+    world::{Dirty, Map, ObjectKey, ServiceEntry, ServiceKey, Set, Versioned, WorkloadEntry, World},
 };
 use crate::store::{Entry, Event, Log, Stored};
 
@@ -33,8 +33,8 @@ pub struct Fold {
     world: World,
     declared: BTreeMap<ServiceKey, Versioned<Service>>,
     slices: BTreeMap<ObjectKey, Arc<EndpointSlice>>,
-    /// Services whose selector, rather than their name, picks workloads.
-    selecting: BTreeSet<ServiceKey>,
+    /// Names of the slices of each service.
+    slices_of: BTreeMap<ServiceKey, BTreeSet<ObjectKey>>,
     dirty: BTreeSet<Dirty>,
 }
 
@@ -44,13 +44,14 @@ impl Fold {
         let world = World {
             revision: 0,
             generation: 0,
-            services: BTreeMap::new(),
-            http_routes: BTreeMap::new(),
-            grpc_routes: BTreeMap::new(),
-            traffic_policies: BTreeMap::new(),
-            access_policies: BTreeMap::new(),
+            services: Map::default(),
+            selecting: Set::default(),
+            http_routes: Map::default(),
+            grpc_routes: Map::default(),
+            traffic_policies: Map::default(),
+            access_policies: Map::default(),
             mesh: Versioned { resource: Arc::new(Mesh::unset()), revision: 0 },
-            workloads: BTreeMap::new(),
+            workloads: Map::default(),
             roots: roots(bundle),
             trust_domain: bundle.trust_domain().clone(),
         };
@@ -58,7 +59,7 @@ impl Fold {
             world,
             declared: BTreeMap::new(),
             slices: BTreeMap::new(),
-            selecting: BTreeSet::new(),
+            slices_of: BTreeMap::new(),
             dirty: BTreeSet::new(),
         }
     }
@@ -108,17 +109,18 @@ impl Fold {
 
     /// A workload came, changed or (`None`) went.
     pub fn workload(&mut self, id: &Arc<str>, workload: Option<Arc<WorkloadEntry>>) {
-        let before = match workload.clone() {
-            Some(workload) => self.world.workloads.insert(id.clone(), workload),
-            None => self.world.workloads.remove(id),
-        };
+        let before = self.world.workloads.get(id).cloned();
         if before == workload {
             return;
+        }
+        match workload.clone() {
+            Some(workload) => self.world.workloads.insert_mut(id.clone(), workload),
+            None => drop(self.world.workloads.remove_mut(id)),
         }
         let mut services = BTreeSet::new();
         for workload in before.iter().chain(&workload) {
             services.insert(workload.service.clone());
-            for key in self.selecting.iter().filter(|key| key.namespace == workload.service.namespace) {
+            for key in self.world.selecting_in(&workload.service.namespace) {
                 if endpoints::serves(workload, key, &self.declared[key].resource) {
                     services.insert(key.clone());
                 }
@@ -155,40 +157,46 @@ impl Fold {
         match resource {
             Resource::Service(service) => {
                 match service.spec.selector.is_empty() {
-                    true => self.selecting.remove(&object),
-                    false => self.selecting.insert(object.clone()),
-                };
+                    true => drop(self.world.selecting.remove_mut(&object)),
+                    false => self.world.selecting.insert_mut(object.clone()),
+                }
                 self.declared.insert(object.clone(), Versioned { resource: service, revision });
                 self.rebuild(&object);
             }
             Resource::EndpointSlice(slice) => {
                 let service = slice_service(&slice);
-                let before = self.slices.insert(object, slice).as_deref().and_then(slice_service);
+                let before = self.drop_slice(&object);
+                if let Some(service) = &service {
+                    self.slices_of.entry(service.clone()).or_default().insert(object.clone());
+                }
+                self.slices.insert(object, slice);
                 self.rebuild_all(before.into_iter().chain(service));
             }
             Resource::HttpRoute(route) => {
                 self.touch_route(Kind::HttpRoute, &object);
-                self.world.http_routes.insert(object.clone(), Versioned { resource: route, revision });
+                self.world.http_routes.insert_mut(object.clone(), Versioned { resource: route, revision });
                 self.touch_route(Kind::HttpRoute, &object);
             }
             Resource::GrpcRoute(route) => {
                 self.touch_route(Kind::GrpcRoute, &object);
-                self.world.grpc_routes.insert(object.clone(), Versioned { resource: route, revision });
+                self.world.grpc_routes.insert_mut(object.clone(), Versioned { resource: route, revision });
                 self.touch_route(Kind::GrpcRoute, &object);
             }
             Resource::TrafficPolicy(policy) => {
                 self.touch_targets(&object.namespace, &policy.spec.target_refs);
                 let policy = Versioned { resource: policy, revision };
-                if let Some(before) = self.world.traffic_policies.insert(object.clone(), policy) {
+                if let Some(before) = self.world.traffic_policies.get(&object).cloned() {
                     self.touch_targets(&object.namespace, &before.resource.spec.target_refs);
                 }
+                self.world.traffic_policies.insert_mut(object, policy);
             }
             Resource::AccessPolicy(policy) => {
                 self.touch_targets(&object.namespace, &policy.spec.target_refs);
                 let policy = Versioned { resource: policy, revision };
-                if let Some(before) = self.world.access_policies.insert(object.clone(), policy) {
+                if let Some(before) = self.world.access_policies.get(&object).cloned() {
                     self.touch_targets(&object.namespace, &before.resource.spec.target_refs);
                 }
+                self.world.access_policies.insert_mut(object, policy);
             }
             Resource::Mesh(mesh) => {
                 self.world.mesh = Versioned { resource: mesh, revision };
@@ -201,33 +209,35 @@ impl Fold {
         let object = ObjectKey::new(key.namespace.as_str(), key.name.as_str());
         match key.kind {
             Kind::Service => {
-                self.selecting.remove(&object);
+                self.world.selecting.remove_mut(&object);
                 if self.declared.remove(&object).is_some() {
                     // Its workloads may go on as an implicit service; an old implicit one is not remembered.
-                    self.world.services.remove(&object);
+                    self.world.services.remove_mut(&object);
                     self.rebuild(&object);
                     self.touch_service(&object);
                 }
             }
             Kind::EndpointSlice => {
-                let before = self.slices.remove(&object).as_deref().and_then(slice_service);
+                let before = self.drop_slice(&object);
                 self.rebuild_all(before.into_iter());
             }
             Kind::HttpRoute => {
                 self.touch_route(Kind::HttpRoute, &object);
-                self.world.http_routes.remove(&object);
+                self.world.http_routes.remove_mut(&object);
             }
             Kind::GrpcRoute => {
                 self.touch_route(Kind::GrpcRoute, &object);
-                self.world.grpc_routes.remove(&object);
+                self.world.grpc_routes.remove_mut(&object);
             }
             Kind::TrafficPolicy => {
-                if let Some(before) = self.world.traffic_policies.remove(&object) {
+                if let Some(before) = self.world.traffic_policies.get(&object).cloned() {
+                    self.world.traffic_policies.remove_mut(&object);
                     self.touch_targets(&object.namespace, &before.resource.spec.target_refs);
                 }
             }
             Kind::AccessPolicy => {
-                if let Some(before) = self.world.access_policies.remove(&object) {
+                if let Some(before) = self.world.access_policies.get(&object).cloned() {
+                    self.world.access_policies.remove_mut(&object);
                     self.touch_targets(&object.namespace, &before.resource.spec.target_refs);
                 }
             }
@@ -262,7 +272,7 @@ impl Fold {
         let before = self.world.services.get(key).cloned();
         let Some(after) = self.entry(key, before.as_deref()) else {
             if before.is_some() {
-                self.world.services.remove(key);
+                self.world.services.remove_mut(key);
                 self.touch_service(key);
             }
             return;
@@ -276,15 +286,15 @@ impl Fold {
             }
             _ => self.touch_service(key),
         }
-        self.world.services.insert(key.clone(), Arc::new(after));
+        self.world.services.insert_mut(key.clone(), Arc::new(after));
     }
 
     fn entry(&self, key: &ServiceKey, before: Option<&ServiceEntry>) -> Option<ServiceEntry> {
         let declared = self.declared.get(key);
         let service = match declared {
             Some(declared) => declared.resource.clone(),
-            None if self.registered(key).next().is_some() => {
-                let service = endpoints::implicit(key, self.registered(key));
+            None if self.world.registered(key).next().is_some() => {
+                let service = endpoints::implicit(key, self.world.registered(key));
                 // The same as before stays the same allocation.
                 match before.filter(|before| before.implicit && *before.service == service) {
                     Some(before) => before.service.clone(),
@@ -295,12 +305,15 @@ impl Fold {
             None => before.filter(|before| before.implicit)?.service.clone(),
         };
         let workloads: Vec<_> = match service.spec.selector.is_empty() {
-            true => self.registered(key).collect(),
-            false => self.in_namespace(key).filter(|workload| endpoints::serves(workload, key, &service)).collect(),
+            true => self.world.registered(key).collect(),
+            false => {
+                let all = self.world.workloads_of(&key.namespace);
+                all.filter(|workload| endpoints::serves(workload, key, &service)).collect()
+            }
         };
         // A service that is only remembered has no addresses: a restart forgets it.
         let there = declared.is_some() || !workloads.is_empty();
-        let slices = self.slices.values().filter(|slice| there && slice_service(slice).as_ref() == Some(key));
+        let slices = self.slices_of.get(key).filter(|_| there).into_iter().flatten().map(|name| &self.slices[name]);
         Some(ServiceEntry {
             endpoints: endpoints::of(&service, workloads.iter().copied(), slices),
             accounts: endpoints::accounts(self.own_accounts(key, &service), workloads.iter().copied()),
@@ -310,18 +323,16 @@ impl Fold {
         })
     }
 
-    /// Workloads registered under a service's name. Their ids begin with it.
-    fn registered<'a>(&'a self, key: &ServiceKey) -> impl Iterator<Item = &'a Arc<WorkloadEntry>> {
-        self.with_prefix(format!("{key}/"))
-    }
-
-    fn in_namespace<'a>(&'a self, key: &ServiceKey) -> impl Iterator<Item = &'a Arc<WorkloadEntry>> {
-        self.with_prefix(format!("{}/", key.namespace))
-    }
-
-    fn with_prefix(&self, prefix: String) -> impl Iterator<Item = &Arc<WorkloadEntry>> {
-        let from = self.world.workloads.range(Arc::<str>::from(prefix.as_str())..);
-        from.take_while(move |(id, _)| id.starts_with(&prefix)).map(|(_, workload)| workload)
+    /// Forgets a slice; the service that it was one of.
+    fn drop_slice(&mut self, name: &ObjectKey) -> Option<ServiceKey> {
+        let service = slice_service(&*self.slices.remove(name)?)?;
+        if let Some(names) = self.slices_of.get_mut(&service) {
+            names.remove(name);
+            if names.is_empty() {
+                self.slices_of.remove(&service);
+            }
+        }
+        Some(service)
     }
 
     fn own_accounts(&self, key: &ServiceKey, service: &Service) -> impl Iterator<Item = SpiffeId> {

@@ -24,8 +24,8 @@ pub use self::{
     document::{read, write},
     fold::{DocumentError, Fold},
     world::{
-        Dirty, EndpointEntry, EndpointPort, ObjectKey, ServiceEntry, ServiceKey, Update, Versioned, WorkloadEntry,
-        WorkloadPort, World,
+        Dirty, EndpointEntry, EndpointPort, Map, ObjectKey, ServiceEntry, ServiceKey, Set, Update, Versioned,
+        WorkloadEntry, WorkloadPort, World,
     },
     worlds::{Change, Subscription, Worlds},
 };

@@ -29,7 +29,13 @@ impl<T> Clone for Versioned<T> {
     }
 }
 
-/// Every fact at one moment. Cheap to clone: maps of shared entries.
+/// A sorted map whose clones share what they have in common: a world costs what differs from the one before.
+pub type Map<K, V> = rpds::RedBlackTreeMapSync<K, V>;
+
+/// The set to [`Map`].
+pub type Set<K> = rpds::RedBlackTreeSetSync<K>;
+
+/// Every fact at one moment. Cheap to clone, whatever the size of the mesh: the maps are shared.
 #[derive(Debug, Clone)]
 pub struct World {
     /// Revision of the configuration log that is folded in.
@@ -37,19 +43,21 @@ pub struct World {
     /// Counts publications: also grows when only endpoints changed.
     pub generation: u64,
     /// Declared and implicit services with their endpoints.
-    pub services: BTreeMap<ServiceKey, Arc<ServiceEntry>>,
+    pub services: Map<ServiceKey, Arc<ServiceEntry>>,
+    /// Those of them whose selector, rather than their name, picks workloads.
+    pub selecting: Set<ServiceKey>,
     /// `HTTPRoute`s.
-    pub http_routes: BTreeMap<ObjectKey, Versioned<HttpRoute>>,
+    pub http_routes: Map<ObjectKey, Versioned<HttpRoute>>,
     /// `GRPCRoute`s.
-    pub grpc_routes: BTreeMap<ObjectKey, Versioned<GrpcRoute>>,
+    pub grpc_routes: Map<ObjectKey, Versioned<GrpcRoute>>,
     /// `TrafficPolicy`s.
-    pub traffic_policies: BTreeMap<ObjectKey, Versioned<TrafficPolicy>>,
+    pub traffic_policies: Map<ObjectKey, Versioned<TrafficPolicy>>,
     /// `AccessPolicy`s.
-    pub access_policies: BTreeMap<ObjectKey, Versioned<AccessPolicy>>,
+    pub access_policies: Map<ObjectKey, Versioned<AccessPolicy>>,
     /// The `Mesh`, or its defaults (revision 0).
     pub mesh: Versioned<Mesh>,
     /// Registered workloads by id, `namespace/service/instance`.
-    pub workloads: BTreeMap<Arc<str>, Arc<WorkloadEntry>>,
+    pub workloads: Map<Arc<str>, Arc<WorkloadEntry>>,
     /// Root certificates, DER.
     pub roots: Arc<Vec<Vec<u8>>>,
     /// Of every identity here.
@@ -57,6 +65,27 @@ pub struct World {
 }
 
 impl World {
+    /// Workloads registered under a service's name. Their ids begin with it.
+    pub fn registered<'a>(&'a self, service: &ServiceKey) -> impl Iterator<Item = &'a Arc<WorkloadEntry>> {
+        self.workloads_from(format!("{service}/"))
+    }
+
+    /// Workloads of a namespace.
+    pub fn workloads_of<'a>(&'a self, namespace: &str) -> impl Iterator<Item = &'a Arc<WorkloadEntry>> {
+        self.workloads_from(format!("{namespace}/"))
+    }
+
+    fn workloads_from(&self, prefix: String) -> impl Iterator<Item = &Arc<WorkloadEntry>> {
+        let from = self.workloads.range(Arc::<str>::from(prefix.as_str())..);
+        from.take_while(move |(id, _)| id.starts_with(&prefix)).map(|(_, workload)| workload)
+    }
+
+    /// Services of a namespace that pick workloads by a selector.
+    pub fn selecting_in<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a ServiceKey> {
+        let from = self.selecting.range(ServiceKey::new(namespace, String::new())..);
+        from.take_while(move |key| key.namespace == namespace)
+    }
+
     /// Whether an identity may register workloads and open xDS for a service: its account is the service's name, or one
     /// that the service names in `weft.mesh/service-accounts`.
     pub fn may_act_as(&self, identity: &SpiffeId, service: &ServiceKey) -> bool {

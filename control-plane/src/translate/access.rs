@@ -20,8 +20,8 @@ use crate::index::{ServiceKey, World};
 pub fn rules(world: &World, service: &ServiceKey, port: &ServicePort, protocol: Protocol) -> Vec<Rbac> {
     let policies: Vec<&AccessPolicy> = world
         .access_policies
-        .iter()
-        .filter(|(key, _)| key.namespace == service.namespace)
+        .range(ServiceKey::new(service.namespace.clone(), String::new())..)
+        .take_while(|(key, _)| key.namespace == service.namespace)
         .map(|(_, policy)| &*policy.resource)
         .filter(|policy| concerns(policy, service, port))
         .collect();

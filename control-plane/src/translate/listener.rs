@@ -6,7 +6,7 @@ use weft_model::{MtlsMode, PortOrName, Service, ServicePort};
 use weft_xds::resource::{Inbound, InboundPort, sni};
 
 use super::{access, cluster};
-use crate::index::{ServiceEntry, ServiceKey, WorkloadEntry, World};
+use crate::index::{ServiceKey, WorkloadEntry, World};
 
 /// What comes in for each port of the service, in the order of its ports, and then for the services whose selector picks
 /// its workloads: such a service is reached by its own name, but the workload is the same, and so is who guards it.
@@ -17,12 +17,12 @@ pub fn inbound(world: &World, service: &ServiceKey) -> Option<Inbound> {
     for port in &own.service.spec.ports {
         ports.push(inbound_port(world, service, port, sni(&service.namespace, &service.name, port.port)));
     }
-    let workloads: Vec<&WorkloadEntry> =
-        world.workloads.values().map(|workload| &**workload).filter(|workload| workload.service == *service).collect();
-    let selects = |key: &ServiceKey, entry: &ServiceEntry| {
-        key != service && workloads.iter().any(|workload| picks(&entry.service, &key.namespace, workload))
-    };
-    for (key, entry) in world.services.iter().filter(|(key, entry)| selects(key, entry)) {
+    let workloads: Vec<&WorkloadEntry> = world.registered(service).map(|workload| &**workload).collect();
+    for key in world.selecting_in(&service.namespace).filter(|key| *key != service) {
+        let Some(entry) = world.services.get(key) else { continue };
+        if !workloads.iter().any(|workload| picks(&entry.service, &key.namespace, workload)) {
+            continue;
+        }
         for port in &entry.service.spec.ports {
             let Some(target) = target_port(&own.service, port) else { continue };
             let mut alias = inbound_port(world, service, target, sni(&key.namespace, &key.name, port.port));
@@ -62,7 +62,8 @@ pub fn members(world: &World, service: &ServiceKey) -> BTreeSet<ServiceKey> {
     let Some(entry) = world.services.get(service).filter(|entry| !entry.service.spec.selector.is_empty()) else {
         return BTreeSet::new();
     };
-    let picked = world.workloads.values().filter(|workload| picks(&entry.service, &service.namespace, workload));
+    let all = world.workloads_of(&service.namespace);
+    let picked = all.filter(|workload| picks(&entry.service, &service.namespace, workload));
     picked.map(|workload| workload.service.clone()).filter(|member| member != service).collect()
 }
 

@@ -17,7 +17,7 @@ use super::{
     access::{header_match, pattern, text_match},
     cluster, names,
 };
-use crate::index::{ObjectKey, ServiceKey, World};
+use crate::index::{Map, ObjectKey, ServiceKey, World};
 
 /// The port that a host means; `None`: there is no such service or port.
 pub fn resolve(world: &World, host: &names::Host) -> Option<u16> {
@@ -88,10 +88,7 @@ pub fn backends(world: &World, service: &ServiceKey, port: u16) -> BTreeSet<(Ser
     clusters.flatten().filter_map(|cluster| names::of_cluster(&cluster.name)).collect()
 }
 
-fn of_namespace<'a, T>(
-    routes: &'a std::collections::BTreeMap<ObjectKey, T>,
-    service: &'a ServiceKey,
-) -> impl Iterator<Item = &'a T> {
+fn of_namespace<'a, T>(routes: &'a Map<ObjectKey, T>, service: &'a ServiceKey) -> impl Iterator<Item = &'a T> {
     let first = ObjectKey::new(service.namespace.clone(), String::new());
     let all = routes.range(first..).take_while(|(key, _)| key.namespace == service.namespace);
     all.map(|(_, route)| route)

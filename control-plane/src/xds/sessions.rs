@@ -4,10 +4,10 @@
 //! as it has readers. A session that is slow finds its changes merged in its mailbox; nobody waits for it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
@@ -47,8 +47,16 @@ struct Now {
 
 #[derive(Debug, Default)]
 struct State {
-    sessions: BTreeMap<u64, Arc<Session>>,
-    interest: HashMap<Interest, BTreeMap<u64, Names>>,
+    sessions: BTreeMap<u64, Known>,
+    interest: HashMap<Arc<Interest>, BTreeMap<u64, Names>>,
+}
+
+/// A session, and what it is interested in: so that one that goes costs as much as it asked for.
+#[derive(Debug)]
+struct Known {
+    session: Arc<Session>,
+    /// Each once. It may hold what the session was interested in before.
+    interests: HashSet<Arc<Interest>>,
 }
 
 /// What a session may be interested in.
@@ -58,8 +66,8 @@ enum Interest {
     EveryCluster,
 }
 
-/// Interests of one session.
-type Names = BTreeSet<(ResourceType, Arc<str>)>;
+/// What a session subscribed to because of one interest: a name or two. Each once.
+type Names = Vec<(ResourceType, Arc<str>)>;
 
 /// One open stream, as others see it.
 #[derive(Debug)]
@@ -78,6 +86,7 @@ pub struct Session {
     pub report: Report,
     mailbox: Mutex<Mail>,
     notify: Notify,
+    closed: AtomicBool,
 }
 
 /// Changes that a session has not looked at yet.
@@ -109,6 +118,11 @@ impl Session {
             }
             self.notify.notified().await;
         }
+    }
+
+    /// Whether its stream has ended.
+    fn closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
     }
 
     /// Takes the mail.
@@ -146,12 +160,13 @@ impl Sessions {
             report: Report::default(),
             mailbox: Mutex::default(),
             notify: Notify::new(),
+            closed: AtomicBool::new(false),
         });
         self.metrics.session(agent_label(session.client.flavour), true);
         // Until it has its first configuration.
         session.report.touched(self.now.borrow().generation.max(1));
         let mut state = self.state.lock();
-        state.sessions.insert(session.id, session.clone());
+        state.sessions.insert(session.id, Known { session: session.clone(), interests: HashSet::new() });
         drop(state);
         Open { session, sessions: self.clone() }
     }
@@ -179,7 +194,18 @@ impl Sessions {
 
     fn interested(&self, session: &Session, interest: Interest, ty: ResourceType, name: &Arc<str>) {
         let mut state = self.state.lock();
-        state.interest.entry(interest).or_default().entry(session.id).or_default().insert((ty, name.clone()));
+        let State { sessions, interest: all } = &mut *state;
+        let interest = match all.get_key_value(&interest) {
+            Some((known, _)) => known.clone(),
+            None => Arc::new(interest),
+        };
+        let names = all.entry(interest.clone()).or_default().entry(session.id).or_default();
+        if !names.iter().any(|(known, subscribed)| *known == ty && *subscribed == *name) {
+            names.push((ty, name.clone()));
+        }
+        if let Some(known) = sessions.get_mut(&session.id) {
+            known.interests.insert(interest);
+        }
     }
 
     /// A session no longer wants a name.
@@ -196,8 +222,12 @@ impl Sessions {
                 by_session.remove(&session.id);
             }
         }
+        let gone = !by_session.contains_key(&session.id);
         if by_session.is_empty() {
             state.interest.remove(interest);
+        }
+        if gone && let Some(known) = state.sessions.get_mut(&session.id) {
+            known.interests.remove(interest);
         }
     }
 
@@ -206,12 +236,12 @@ impl Sessions {
         let at = Instant::now();
         let state = self.state.lock();
         if changes.everything {
-            for session in state.sessions.values() {
+            for Known { session, .. } in state.sessions.values() {
                 session.deposit(world.generation, at, |mail| mail.everything = true);
             }
         } else {
             for (id, names) in state.concerned(changes) {
-                let Some(session) = state.sessions.get(&id) else { continue };
+                let Some(Known { session, .. }) = state.sessions.get(&id) else { continue };
                 session.deposit(world.generation, at, |mail| {
                     for (ty, name) in names {
                         mail.names.entry(ty).or_default().insert(name);
@@ -250,7 +280,8 @@ impl Sessions {
             let now = self.now.borrow();
             (now.generation, now.revision)
         };
-        let sessions: Vec<Arc<Session>> = self.state.lock().sessions.values().cloned().collect();
+        let sessions: Vec<Arc<Session>> =
+            self.state.lock().sessions.values().map(|known| known.session.clone()).collect();
         let mut out: Vec<v1::SidecarStatus> = sessions
             .iter()
             .map(|session| {
@@ -296,10 +327,14 @@ impl Sessions {
     }
 
     async fn settled(&self, generation: u64, deadline: tokio::time::Instant) -> bool {
+        let mut waiting = self.pending(generation);
         loop {
             let answered = self.answered.notified();
-            let pending = self.state.lock().sessions.values().any(|session| is_pending(session, generation));
-            if !pending {
+            // Whoever has answered stays so: each session is looked at once, and the one that is waited for.
+            while waiting.last().is_some_and(|session| session.closed() || !is_pending(session, generation)) {
+                waiting.pop();
+            }
+            if waiting.is_empty() {
                 return true;
             }
             if tokio::time::Instant::now() >= deadline {
@@ -313,10 +348,16 @@ impl Sessions {
         }
     }
 
+    fn pending(&self, generation: u64) -> Vec<Arc<Session>> {
+        let state = self.state.lock();
+        let all = state.sessions.values().map(|known| &known.session);
+        all.filter(|session| is_pending(session, generation)).cloned().collect()
+    }
+
     fn rollout(&self, generation: u64) -> v1::Rollout {
         let state = self.state.lock();
         let mut rollout = v1::Rollout::default();
-        for session in state.sessions.values() {
+        for Known { session, .. } in state.sessions.values() {
             let nacks = session.report.nacks_since(generation);
             let pending = is_pending(session, generation);
             if session.report.last_touched() < generation && !pending {
@@ -414,12 +455,16 @@ pub struct Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
+        self.session.closed.store(true, Ordering::Relaxed);
         let mut state = self.sessions.state.lock();
-        state.sessions.remove(&self.session.id);
-        state.interest.retain(|_, by_session| {
+        let known = state.sessions.remove(&self.session.id);
+        for interest in known.into_iter().flat_map(|known| known.interests) {
+            let Some(by_session) = state.interest.get_mut(&interest) else { continue };
             by_session.remove(&self.session.id);
-            !by_session.is_empty()
-        });
+            if by_session.is_empty() {
+                state.interest.remove(&interest);
+            }
+        }
         drop(state);
         self.sessions.metrics.session(agent_label(self.session.client.flavour), false);
         self.sessions.answered.notify_waiters();

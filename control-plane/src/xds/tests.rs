@@ -195,7 +195,7 @@ async fn a_service_asked_for_too_early_comes_when_it_exists() {
     let late = ServiceKey::new("default", "late");
     mesh.change(Dirty::Service(late.clone()), |world| {
         let frontend = world.services[&ServiceKey::new("default", "frontend")].clone();
-        world.services.insert(late, frontend);
+        world.services.insert_mut(late, frontend);
     });
     assert_eq!(names(&sidecar.acked().await), ["outbound/late.default:80"]);
 }
@@ -315,7 +315,7 @@ async fn an_envoy_speaks_the_state_of_the_world() {
 
     // A service that goes takes its cluster out of the state of the world.
     mesh.change(Dirty::Service(ServiceKey::new("default", "orders-v2")), |world| {
-        world.services.remove(&ServiceKey::new("default", "orders-v2"));
+        world.services.remove_mut(&ServiceKey::new("default", "orders-v2"));
     });
     let clusters = responses.message().await.unwrap().unwrap();
     assert_eq!((clusters.type_url.as_str(), clusters.resources.len()), (type_url::CLUSTER, 4));

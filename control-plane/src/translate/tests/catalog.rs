@@ -113,7 +113,7 @@ fn a_service_that_goes_changes_the_routes_that_lead_to_it() {
     let before = versions(&catalog);
     let v2 = ServiceKey::new("default", "orders-v2");
     let world = next(&catalog, |world| {
-        world.services.remove(&v2);
+        world.services.remove_mut(&v2);
     });
     let changes = catalog.update(world, Some(&BTreeSet::from([Dirty::Service(v2)])));
     assert!(changes.sources.contains(&Source::Config(ServiceKey::new("default", "orders"))));

@@ -33,19 +33,22 @@ pub(crate) fn world(yaml: &str, workloads: &[(&str, &str, &str)]) -> World {
                 let accounts = accounts.map(|account| id(&key.namespace, &account)).collect();
                 let endpoints = Arc::new([]);
                 let entry = ServiceEntry { service, revision: 7, implicit: false, endpoints, accounts };
-                world.services.insert(key, Arc::new(entry));
+                if !entry.service.spec.selector.is_empty() {
+                    world.selecting.insert_mut(key.clone());
+                }
+                world.services.insert_mut(key, Arc::new(entry));
             }
             Resource::HttpRoute(resource) => {
-                world.http_routes.insert(key, Versioned { resource, revision: 7 });
+                world.http_routes.insert_mut(key, Versioned { resource, revision: 7 });
             }
             Resource::GrpcRoute(resource) => {
-                world.grpc_routes.insert(key, Versioned { resource, revision: 7 });
+                world.grpc_routes.insert_mut(key, Versioned { resource, revision: 7 });
             }
             Resource::TrafficPolicy(resource) => {
-                world.traffic_policies.insert(key, Versioned { resource, revision: 7 });
+                world.traffic_policies.insert_mut(key, Versioned { resource, revision: 7 });
             }
             Resource::AccessPolicy(resource) => {
-                world.access_policies.insert(key, Versioned { resource, revision: 7 });
+                world.access_policies.insert_mut(key, Versioned { resource, revision: 7 });
             }
             Resource::Mesh(resource) => world.mesh = Versioned { resource, revision: 7 },
             Resource::EndpointSlice(_) => panic!("not in these worlds"),
@@ -61,13 +64,14 @@ fn empty() -> World {
     World {
         revision: 7,
         generation: 1,
-        services: BTreeMap::new(),
-        http_routes: BTreeMap::new(),
-        grpc_routes: BTreeMap::new(),
-        traffic_policies: BTreeMap::new(),
-        access_policies: BTreeMap::new(),
+        services: crate::index::Map::default(),
+        selecting: crate::index::Set::default(),
+        http_routes: crate::index::Map::default(),
+        grpc_routes: crate::index::Map::default(),
+        traffic_policies: crate::index::Map::default(),
+        access_policies: crate::index::Map::default(),
         mesh: Versioned { resource: Arc::new(Mesh::unset()), revision: 0 },
-        workloads: BTreeMap::new(),
+        workloads: crate::index::Map::default(),
         roots: Arc::new(vec![root()]),
         trust_domain: TrustDomain::parse("weft.local").unwrap(),
     }
@@ -114,7 +118,7 @@ pub(crate) fn register(world: &mut World, instance: &str, version: &str, address
         zone: "a".into(),
         health: Health::Healthy,
     };
-    for (key, entry) in &mut world.services {
+    for (key, entry) in &world.services.clone() {
         let selector = &entry.service.spec.selector;
         let selected = !selector.is_empty() && selector.iter().all(|(name, value)| labels.get(name) == Some(value));
         if key.namespace != service.namespace || !(selected || (*key == service && selector.is_empty())) {
@@ -133,15 +137,16 @@ pub(crate) fn register(world: &mut World, instance: &str, version: &str, address
             labels: labels.clone(),
         };
         let endpoints = entry.endpoints.iter().cloned().chain([endpoint]).collect();
-        *entry = Arc::new(ServiceEntry {
+        let entry = ServiceEntry {
             service: entry.service.clone(),
             implicit: entry.implicit,
             revision: entry.revision,
             endpoints,
             accounts: entry.accounts.clone(),
-        });
+        };
+        world.services.insert_mut(key.clone(), Arc::new(entry));
     }
-    world.workloads.insert(instance.into(), Arc::new(workload));
+    world.workloads.insert_mut(instance.into(), Arc::new(workload));
 }
 
 pub(crate) fn client(agent: &str, id: &str, metadata: &[(&str, &str)]) -> Client {
