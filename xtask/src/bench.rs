@@ -22,6 +22,20 @@ pub fn run(root: &Path, args: Vec<String>) -> Result<()> {
     run::program(root, env!("CARGO"), &line, &env)
 }
 
+/// Runs the simulated fleet with its own arguments.
+///
+/// # Errors
+/// When it cannot be built, or fails.
+pub fn fleet(root: &Path, args: Vec<String>) -> Result<()> {
+    run::cargo(
+        root,
+        &["build", "--release", "--bin", "weft", "--bin", "weft-fleet", "-p", "weft", "-p", "weft-fleet"],
+    )?;
+    let mut line = ["run", "--release", "--quiet", "-p", "weft-fleet", "--"].map(str::to_owned).to_vec();
+    line.extend(args);
+    run::cargo(root, &line)
+}
+
 type Env = Vec<(&'static str, String)>;
 
 /// The peers.

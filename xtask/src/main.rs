@@ -1,4 +1,4 @@
-//! Development commands: `cargo xtask test | bench | proto`.
+//! Development commands: `cargo xtask test | bench | fleet | proto`.
 
 mod bench;
 mod proto;
@@ -31,6 +31,13 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// A control plane under thousands of simulated sidecars: how fast a change is everywhere, and what a sidecar costs.
+    #[command(disable_help_flag = true)]
+    Fleet {
+        /// What it takes (see `cargo xtask fleet --help`).
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Generate crates/proto/src/generated (needs protoc).
     Proto {
         /// Only fail when what is committed is stale.
@@ -54,6 +61,7 @@ fn carry_out(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Test(options) => test::run(root, &options),
         Command::Bench { args } => bench::run(root, args),
+        Command::Fleet { args } => bench::fleet(root, args),
         Command::Proto { check } => proto::run(root, check),
     }
 }

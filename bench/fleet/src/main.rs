@@ -65,7 +65,7 @@ struct Args {
     /// About a minute: 100 and 1,000 sidecars, 1,000 services, 30 changes.
     #[arg(long)]
     quick: bool,
-    /// The `weft` program [default: the one beside this program].
+    /// The `weft` or `weft-control-plane` program [default: the `weft` beside this program].
     #[arg(long, value_name = "FILE")]
     weft: Option<PathBuf>,
     /// Write every figure of every round here.
@@ -147,5 +147,5 @@ fn program(args: &Args) -> Result<PathBuf> {
     Ok(beside)
 }
 
-/// Connections of one sidecar: discovery and registration.
-const CONNECTIONS: usize = 2;
+/// Connections of one sidecar: discovery and registration share one.
+const CONNECTIONS: usize = 1;

@@ -32,6 +32,8 @@ pub type Figure = (&'static str, f64);
 
 /// How long anything may take before it counts as failed.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// The same in microseconds: the longest latency there is.
+const LONGEST_MICROS: u64 = 120_000_000;
 /// Sidecars that begin at a time when the mesh is built. (After a restart all come back as they please.)
 const STARTING: usize = 64;
 /// The mesh is still when no response came for so long.
@@ -150,7 +152,7 @@ impl Fleet {
     async fn changes(&mut self, effort: Effort, idle: f64, figures: &mut Vec<Figure>) -> Result<()> {
         for index in 0..self.health.len() {
             let watched = self.health[index].0;
-            let mut latency = Histogram::<u64>::new(3)?;
+            let mut latency = Histogram::<u64>::new_with_bounds(1, LONGEST_MICROS, 3)?;
             let (cpu, counts, began) = (self.plane.cpu()?, self.board.counts(), Instant::now());
             for _ in 0..effort.changes {
                 if let Some(took) = self.change(index).await? {

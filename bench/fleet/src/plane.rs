@@ -143,7 +143,10 @@ impl Drop for Plane {
 fn spawn(program: &Path, data: &Path, grpc: SocketAddr, config: Option<&Path>) -> Result<Child> {
     let log = std::fs::File::options().create(true).append(true).open(log_file(data))?;
     let mut command = Command::new(program);
-    command.arg("control-plane").arg("--data-dir").arg(data);
+    if program.file_stem().is_none_or(|name| name != "weft-control-plane") {
+        command.arg("control-plane");
+    }
+    command.arg("--data-dir").arg(data);
     command.arg("--grpc").arg(grpc.to_string()).args(["--http", "127.0.0.1:0", "--log", "warn"]);
     if let Some(config) = config {
         command.arg("--config").arg(config);

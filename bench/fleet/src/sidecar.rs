@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Result, bail};
 use prost::Message as _;
 use rustls::ClientConfig;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use weft_proto::{
@@ -36,6 +36,7 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 const LEASE_TIMEOUT: Duration = Duration::from_secs(5);
 const XDS_PAUSE: Duration = Duration::from_secs(30);
 const REGISTRATION_PAUSE: Duration = Duration::from_secs(4);
+const REACHED_PAUSE: Duration = Duration::from_millis(500);
 const REQUESTS: usize = 64;
 /// What every sidecar has.
 const ALWAYS: [(ResourceType, &str); 3] =
@@ -60,6 +61,14 @@ pub struct Sidecar {
     pub board: Arc<Board>,
 }
 
+/// What discovery and registration share.
+struct Halves {
+    channel: Channel,
+    steps: parking_lot::Mutex<Steps>,
+    /// Told when the control plane has answered the registration.
+    reached: Notify,
+}
+
 /// Which halves of a sidecar are in step.
 #[derive(Debug, Default)]
 struct Steps {
@@ -79,17 +88,16 @@ pub type Reports = mpsc::Receiver<bool>;
 impl Sidecar {
     /// Lives until it is dropped.
     pub async fn run(self, mut reports: Reports) {
-        let steps = parking_lot::Mutex::new(Steps::default());
-        tokio::join!(Box::pin(self.discover(&steps)), Box::pin(self.register(&steps, &mut reports)));
-    }
-
-    fn channel(&self) -> Result<Channel> {
-        Ok(weft_proto::connect::channel(&self.control_plane, self.tls.clone())?)
+        // One connection for both, which dials anew by itself.
+        let channel = weft_proto::connect::channel(&self.control_plane, self.tls.clone());
+        let channel = channel.expect("the address is one that was bound");
+        let shared = Halves { channel, steps: parking_lot::Mutex::default(), reached: Notify::new() };
+        tokio::join!(Box::pin(self.discover(&shared)), Box::pin(self.register(&shared, &mut reports)));
     }
 
     /// Counts the sidecar in or out when one of its halves comes into step or falls out of it.
-    fn step(&self, steps: &parking_lot::Mutex<Steps>, set: impl FnOnce(&mut Steps)) {
-        let mut steps = steps.lock();
+    fn step(&self, halves: &Halves, set: impl FnOnce(&mut Steps)) {
+        let mut steps = halves.steps.lock();
         let before = steps.both();
         set(&mut steps);
         if before != steps.both() {
@@ -97,7 +105,7 @@ impl Sidecar {
         }
     }
 
-    async fn discover(&self, steps: &parking_lot::Mutex<Steps>) {
+    async fn discover(&self, halves: &Halves) {
         let mut client = Client::new(Node {
             id: format!("{}/{}", self.home.key(), self.number),
             cluster: self.home.key(),
@@ -114,25 +122,25 @@ impl Sidecar {
         let mut reconnect = Reconnect::new(XDS_PAUSE);
         loop {
             // However it ends, the next begins.
-            drop(self.stream(&mut client, steps, &mut reconnect).await);
+            drop(self.stream(&mut client, halves, &mut reconnect).await);
             client.on_disconnected();
-            self.step(steps, |steps| steps.discovery = false);
+            self.step(halves, |steps| steps.discovery = false);
             self.board.lost();
-            tokio::time::sleep(reconnect.pause(fastrand::f64())).await;
+            let pause = tokio::time::sleep(reconnect.pause(fastrand::f64()));
+            tokio::select! {
+                () = pause => {}
+                // The other half has found the control plane back.
+                () = halves.reached.notified() => tokio::time::sleep(REACHED_PAUSE.mul_f64(fastrand::f64())).await,
+            }
         }
     }
 
-    async fn stream(
-        &self,
-        client: &mut Client,
-        steps: &parking_lot::Mutex<Steps>,
-        reconnect: &mut Reconnect,
-    ) -> Result<()> {
+    async fn stream(&self, client: &mut Client, halves: &Halves, reconnect: &mut Reconnect) -> Result<()> {
         let (requests, outgoing) = mpsc::channel(REQUESTS);
         for request in client.on_connected() {
             requests.try_send(request)?;
         }
-        let mut service = AggregatedDiscoveryServiceClient::new(self.channel()?);
+        let mut service = AggregatedDiscoveryServiceClient::new(halves.channel.clone());
         let opening = service.delta_aggregated_resources(ReceiverStream::new(outgoing));
         let mut responses = tokio::time::timeout(OPEN_TIMEOUT, opening).await??.into_inner();
         while let Some(response) = responses.message().await? {
@@ -148,7 +156,7 @@ impl Sidecar {
                 self.board.acked(watched, healthy);
             }
             if self.has_all(client) {
-                self.step(steps, |steps| steps.discovery = true);
+                self.step(halves, |steps| steps.discovery = true);
             }
         }
         Ok(())
@@ -163,12 +171,12 @@ impl Sidecar {
         wanted.all(|ty| client.is_answered(*ty)) && client.held(ResourceType::Endpoints).count() == self.calls.len()
     }
 
-    async fn register(&self, steps: &parking_lot::Mutex<Steps>, reports: &mut Reports) {
+    async fn register(&self, halves: &Halves, reports: &mut Reports) {
         let mut reconnect = Reconnect::new(REGISTRATION_PAUSE);
         let mut healthy = true;
         loop {
-            drop(self.lease(steps, reports, &mut healthy, &mut reconnect).await);
-            self.step(steps, |steps| steps.registration = false);
+            drop(self.lease(halves, reports, &mut healthy, &mut reconnect).await);
+            self.step(halves, |steps| steps.registration = false);
             self.board.lost();
             tokio::time::sleep(reconnect.pause(fastrand::f64())).await;
         }
@@ -176,14 +184,14 @@ impl Sidecar {
 
     async fn lease(
         &self,
-        steps: &parking_lot::Mutex<Steps>,
+        halves: &Halves,
         reports: &mut Reports,
         healthy: &mut bool,
         reconnect: &mut Reconnect,
     ) -> Result<()> {
         let (requests, outgoing) = mpsc::channel(8);
         requests.try_send(message(Message::Workload(self.workload(*healthy))))?;
-        let mut service = RegistryServiceClient::new(self.channel()?);
+        let mut service = RegistryServiceClient::new(halves.channel.clone());
         let opening = service.register(ReceiverStream::new(outgoing));
         let mut answers = tokio::time::timeout(LEASE_TIMEOUT, opening).await??.into_inner();
         let first = tokio::time::timeout(LEASE_TIMEOUT, answers.message()).await??;
@@ -191,7 +199,8 @@ impl Sidecar {
             bail!("the first answer is no lease");
         };
         reconnect.succeeded();
-        self.step(steps, |steps| steps.registration = true);
+        halves.reached.notify_waiters();
+        self.step(halves, |steps| steps.registration = true);
         let heartbeat = Duration::from_millis(u64::from(lease.ttl_milliseconds) / 3);
         let mut beats = tokio::time::interval_at(tokio::time::Instant::now() + heartbeat, heartbeat);
         loop {
