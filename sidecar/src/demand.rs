@@ -172,7 +172,7 @@ mod tests {
     }
 
     fn publish(shared: &Shared, state: VhostState) {
-        let virtual_hosts = [(NAME.into(), state)].into();
+        let virtual_hosts = std::iter::once((NAME.into(), state)).collect();
         shared.snapshot.store(Arc::new(Snapshot { revision: 1, virtual_hosts, ..Snapshot::default() }));
     }
 

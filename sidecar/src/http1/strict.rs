@@ -166,7 +166,7 @@ impl Head {
         if name.is_empty() || !name.iter().all(|byte| token(*byte)) {
             return Err(malformed("header name that is no token"));
         }
-        if value.iter().any(|byte| matches!(byte, 0..=8 | 10..=31 | 127)) {
+        if any_control(value) {
             return Err(ambiguous("control byte in a header value"));
         }
         match name.len() {
@@ -226,8 +226,39 @@ fn request_line(line: &[u8]) -> Result<(bool, bool), Flaw> {
     }
 }
 
+/// What a byte may stand for, looked up rather than asked: every byte of every head is.
+static BYTES: [u8; 256] = {
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let ascii = byte as u8;
+        if ascii.is_ascii_alphanumeric() {
+            table[byte] |= TOKEN;
+        }
+        if byte <= 8 || 10 <= byte && byte <= 31 || byte == 127 {
+            table[byte] |= CONTROL;
+        }
+        byte += 1;
+    }
+    let marks = b"!#$%&'*+-.^_`|~";
+    let mut mark = 0;
+    while mark < marks.len() {
+        table[marks[mark] as usize] |= TOKEN;
+        mark += 1;
+    }
+    table
+};
+const TOKEN: u8 = 1;
+/// Not a part of any field's value.
+const CONTROL: u8 = 2;
+
 fn token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+    BYTES[usize::from(byte)] & TOKEN != 0
+}
+
+/// Looks at all of them without a branch for each.
+fn any_control(bytes: &[u8]) -> bool {
+    bytes.iter().fold(0, |seen, byte| seen | BYTES[usize::from(*byte)]) & CONTROL != 0
 }
 
 fn trim(mut value: &[u8]) -> &[u8] {

@@ -22,6 +22,10 @@ use crate::{
     route::{Head, RouteIndex},
 };
 
+/// Looked into for every request, and filled with names of the control plane alone: the hash need not withstand an
+/// attacker who chooses what is stored.
+pub type ByName<V> = HashMap<Box<str>, V, foldhash::fast::RandomState>;
+
 /// What is in force. Immutable: a change makes a new one.
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
@@ -30,9 +34,9 @@ pub struct Snapshot {
     /// What comes in. `None`: not known yet, nothing is served.
     pub inbound: Option<Arc<Inbound>>,
     /// By canonical authority: `orders.default:80`, or `orders.default` when the caller named no port.
-    pub virtual_hosts: HashMap<Box<str>, VhostState>,
+    pub virtual_hosts: ByName<VhostState>,
     /// By xDS name, `default/orders:8080`: those that the virtual hosts refer to.
-    pub clusters: HashMap<Box<str>, Arc<Upstream>>,
+    pub clusters: ByName<Arc<Upstream>>,
 }
 
 /// What is known of an authority.

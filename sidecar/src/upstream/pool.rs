@@ -41,7 +41,7 @@ const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// All pools of a worker.
 #[derive(Debug)]
 pub struct Pools {
-    hosts: RefCell<HashMap<(SocketAddr, Wire), Hosts>>,
+    hosts: RefCell<HashMap<(SocketAddr, Wire), Hosts, foldhash::fast::RandomState>>,
     upstream: Connections,
     app: Connections,
 }

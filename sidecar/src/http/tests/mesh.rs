@@ -2,7 +2,6 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
     convert::Infallible,
     net::SocketAddr,
     pin::Pin,
@@ -35,7 +34,7 @@ use crate::{
     listener,
     settings::{Cli, Settings},
     shared::{Alpn, Shared, Sockets, TlsMaterial},
-    snapshot::{Host, Snapshot, VhostState},
+    snapshot::{ByName, Host, Snapshot, VhostState},
     worker::{Bounds, DataPath},
 };
 
@@ -207,11 +206,11 @@ fn calls(setup: &Setup, endpoints: &[SocketAddr]) -> Snapshot {
         routes: vec![Arc::new(route)],
     });
     let host = Arc::new(Host::new(routes, Instant::now()));
-    let mut virtual_hosts: HashMap<Box<str>, VhostState> = HashMap::new();
+    let mut virtual_hosts: ByName<VhostState> = ByName::default();
     virtual_hosts.insert("orders.default".into(), VhostState::Found(Arc::clone(&host)));
     virtual_hosts.insert("orders.default:80".into(), VhostState::Found(host));
     virtual_hosts.insert("nobody.default".into(), VhostState::NotFound);
-    let clusters = HashMap::from([("default/orders:80".into(), upstream)]);
+    let clusters = ByName::from_iter([("default/orders:80".into(), upstream)]);
     Snapshot { virtual_hosts, clusters, ..Snapshot::default() }
 }
 
