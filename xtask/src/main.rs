@@ -1,6 +1,7 @@
 //! Development commands: `cargo xtask test | bench | fleet | proto`.
 
 mod bench;
+mod counts;
 mod proto;
 mod run;
 mod system;
@@ -20,7 +21,8 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Everything that must hold: format, lints, unit, property, integration, interop and document tests.
+    /// Everything that must hold: format, lints, unit, property, integration, interop and document tests, and no more
+    /// instructions and allocations for a request than the last commit needs.
     ///
     /// Installs the system packages that it needs when it is root on Debian, and otherwise names them.
     Test(test::Options),

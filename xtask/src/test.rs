@@ -5,12 +5,12 @@ use std::{path::Path, process::Command};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use crate::{proto, run, system};
+use crate::{counts, proto, run, system};
 
 /// Which steps.
 #[derive(Args)]
 pub struct Options {
-    /// Only these steps, comma-separated: format, lint, proto, bans, unit, mesh.
+    /// Only these steps, comma-separated: format, lint, proto, bans, unit, mesh, counts.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
 }
@@ -19,8 +19,15 @@ pub struct Options {
 type Step = (&'static str, fn(&Path) -> Result<()>);
 
 /// The steps, in order: the quick ones first.
-const STEPS: &[Step] =
-    &[("format", format), ("bans", bans), ("proto", fresh_proto), ("lint", lint), ("unit", unit), ("mesh", mesh)];
+const STEPS: &[Step] = &[
+    ("format", format),
+    ("bans", bans),
+    ("proto", fresh_proto),
+    ("lint", lint),
+    ("unit", unit),
+    ("mesh", mesh),
+    ("counts", counts::run),
+];
 
 /// Runs them.
 ///
@@ -85,10 +92,16 @@ fn unit(root: &Path) -> Result<()> {
 fn mesh(root: &Path) -> Result<()> {
     system::packages(&["curl"])?;
     let venv = system::python(root)?;
-    run::cargo(
-        root,
-        &["build", "--locked", "--quiet", "--bins", "-p", "weft", "-p", "weft-sidecar", "-p", "weft-control-plane"],
-    )?;
+    binaries(root)?;
     let env = [("WEFT_INTEROP_VENV", venv.display().to_string()), ("WEFT_REQUIRE_INTEROP", "1".to_owned())];
     run::program(root, env!("CARGO"), &["test", "-p", "weft-tests", "--locked", "--", "--test-threads=2"], &env)
+}
+
+/// Builds Weft's programs into `debug/` of the target directory.
+///
+/// # Errors
+/// When that fails.
+pub fn binaries(root: &Path) -> Result<()> {
+    let packages = ["-p", "weft", "-p", "weft-sidecar", "-p", "weft-control-plane"];
+    run::cargo(root, &[&["build", "--locked", "--quiet", "--bins"], &packages[..]].concat())
 }
