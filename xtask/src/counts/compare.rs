@@ -14,6 +14,7 @@ const NAMED: usize = 8;
 /// What is worse in `after`, in words with the functions that grew most; nothing when all is well.
 pub fn worse(benchmark: &str, before: &Profile, after: &Profile) -> Option<String> {
     let mut text = String::new();
+    let hottest = &after.hottest;
     for (unit, before, after, least) in [
         ("instructions", &before.instructions, &after.instructions, 0.0),
         ("allocations", &before.allocations, &after.allocations, FEW),
@@ -23,7 +24,8 @@ pub fn worse(benchmark: &str, before: &Profile, after: &Profile) -> Option<Strin
             // Writing to a String does not fail.
             let _ = writeln!(text, "{benchmark}: {unit} a request {old:.2} → {new:.2}; grown most:");
             for (name, grown) in grown(before, after) {
-                let _ = writeln!(text, "  {grown:+10.2}  {name}");
+                let line = hottest.get(&name).map_or_else(String::new, |line| format!(":{line}"));
+                let _ = writeln!(text, "  {grown:+10.2}  {name}{line}");
             }
         }
     }
@@ -33,7 +35,7 @@ pub fn worse(benchmark: &str, before: &Profile, after: &Profile) -> Option<Strin
 fn grown(before: &BTreeMap<String, f64>, after: &BTreeMap<String, f64>) -> Vec<(String, f64)> {
     let mut all: Vec<(String, f64)> =
         after.iter().map(|(name, new)| (name.clone(), new - before.get(name).unwrap_or(&0.0))).collect();
-    all.retain(|(_, grown)| *grown > 0.0);
+    all.retain(|(_, grown)| *grown >= 0.01);
     all.sort_by(|a, b| b.1.total_cmp(&a.1));
     all.truncate(NAMED);
     all
@@ -45,7 +47,11 @@ mod tests {
 
     fn profile(instructions: &[(&str, f64)], allocations: f64) -> Profile {
         let instructions = instructions.iter().map(|(name, cost)| ((*name).to_owned(), *cost)).collect();
-        Profile { instructions, allocations: BTreeMap::from([("make".to_owned(), allocations)]) }
+        Profile {
+            instructions,
+            hottest: BTreeMap::from([("route".to_owned(), 75)]),
+            allocations: BTreeMap::from([("make".to_owned(), allocations)]),
+        }
     }
 
     #[test]
@@ -53,7 +59,7 @@ mod tests {
         let before = profile(&[("route", 1000.0), ("write", 9000.0)], 20.0);
         let after = profile(&[("route", 1400.0), ("write", 8990.0)], 20.0);
         let text = worse("http1", &before, &after).expect("3.9 % worse");
-        assert!(text.contains("http1: instructions") && text.contains("route") && !text.contains("write"), "{text}");
+        assert!(text.contains("http1: instructions") && text.contains("route:75") && !text.contains("write"), "{text}");
         assert_eq!(worse("http1", &after, &before), None, "better is well");
         assert_eq!(worse("http1", &before, &profile(&[("route", 1290.0), ("write", 9000.0)], 20.0)), None, "2.9 %");
     }

@@ -117,7 +117,7 @@ impl Mesh {
     fn sidecar(&mut self, name: &'static str, weft: &Path, program: &Path, grpc: &str, more: &[String]) -> Result<()> {
         let token = self.weft(weft, &["token", "create", "--service", name])?;
         let mut command = Command::new("valgrind");
-        command.args(["--quiet", "--tool=callgrind", "--compress-pos=yes"]);
+        command.args(["--quiet", "--tool=callgrind", "--compress-pos=no"]);
         command.arg(format!("--callgrind-out-file={}", self.place.join(format!("{name}.callgrind")).display()));
         command.arg(program).args(["--control-plane", grpc, "--service", name, "--workers", "1"]);
         // It would have a line for each request that valgrind makes a slow one.

@@ -133,7 +133,10 @@ impl Tree<'_> {
     /// Builds the sidecar as a release, but with its symbols, and puts it aside: the next build replaces it.
     fn build(&self, to: &Path) -> Result<()> {
         let (name, target) = ("weft-sidecar", self.place.join("build"));
-        let args = ["rustc", "--locked", "--quiet", "--release", "-p", name, "--bin", name, "--", "-C", "strip=none"];
+        // Where code was inlined from: Weft's own, which is what a commit changes.
+        let lines = "profile.release.package.weft-sidecar.debug=\"line-tables-only\"";
+        let build = ["rustc", "--locked", "--quiet", "--release", "--config", lines, "-p", name, "--bin", name];
+        let args = [&build[..], &["--", "-C", "strip=none"]].concat();
         run::program(&self.path(), env!("CARGO"), &args, &[("CARGO_TARGET_DIR", target.display().to_string())])?;
         std::fs::copy(target.join("release").join(name), to).with_context(|| to.display().to_string())?;
         Ok(())
