@@ -65,10 +65,20 @@ pub fn run(root: &Path) -> Result<()> {
         Err(error) => return not_compared(&format!("{base} cannot be measured: {error:#}")),
     };
     judge(&old, &new, &accepted).or_else(|error| {
-        // How often a task wakes for one request is the kernel's whim: some 1 % in HTTP/2.
+        // How often a task wakes for one request is the kernel's whim, and some 2 % in HTTP/2: the lower one counts.
         eprintln!("xtask: counts: once more, to be sure: {error:#}");
-        judge(&measured_before()?, &measured_after()?, &accepted)
+        judge(&lower(&old, measured_before()?), &lower(&new, measured_after()?), &accepted)
     })
+}
+
+fn lower(one: &measure::Profiles, mut other: measure::Profiles) -> measure::Profiles {
+    let sum = |profile: &profile::Profile| profile.instructions.values().sum::<f64>();
+    for (name, profile) in &mut other {
+        if let Some(one) = one.get(name).filter(|one| sum(one) < sum(profile)) {
+            *profile = one.clone();
+        }
+    }
+    other
 }
 
 /// A change that cannot be compared is not held up, and is told so.
@@ -196,6 +206,8 @@ mod tests {
         let error = judge(&cost(100.0), &cost(110.0), "").expect_err("10 %").to_string();
         assert!(error.contains("http1") && error.contains("steps"), "{error}");
         assert!(judge(&cost(100.0), &cost(110.0), "checks more").is_ok());
+        assert!(judge(&cost(100.0), &lower(&cost(102.0), cost(110.0)), "").is_ok(), "once was noise");
+        assert!(judge(&cost(100.0), &lower(&cost(111.0), cost(110.0)), "").is_err());
     }
 
     #[test]

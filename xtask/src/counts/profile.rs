@@ -33,7 +33,8 @@ impl Profile {
     fn parse(text: &str, requests: u32) -> Result<Self> {
         let (mut names, mut files) = (BTreeMap::new(), BTreeMap::new());
         let (mut profile, mut function, mut callee) = (Self::default(), String::new(), String::new());
-        let (mut file, mut lines) = (String::new(), BTreeMap::<_, BTreeMap<u32, f64>>::new());
+        let (mut file, mut own, mut last) = (String::new(), true, 0);
+        let mut lines = BTreeMap::<_, BTreeMap<u32, f64>>::new();
         let mut of_call = false;
         let part = 1.0 / f64::from(requests);
         for line in text.lines() {
@@ -41,8 +42,15 @@ impl Profile {
                 function = resolve(&mut names, name)?;
             } else if let Some(name) = line.strip_prefix("cfn=") {
                 callee = resolve(&mut names, name)?;
-            } else if let Some(name) = ["fl=", "fi=", "fe="].iter().find_map(|key| line.strip_prefix(key)) {
-                file = resolve(&mut files, name)?;
+            } else if let Some(name) = line.strip_prefix("fl=") {
+                (file, own, last) = (resolve(&mut files, name)?, true, 0);
+            } else if let Some(name) = line.strip_prefix("fi=").or_else(|| line.strip_prefix("fe=")) {
+                let from = resolve(&mut files, name)?;
+                // The standard library's code belongs to what it stands amid: costs are in the order of addresses.
+                own = !standard(&from);
+                if own && from != file {
+                    (file, last) = (from, 0);
+                }
             } else if let Some(name) = ["cfi=", "cfl="].iter().find_map(|key| line.strip_prefix(key)) {
                 resolve(&mut files, name)?;
             } else if let Some(rest) = line.strip_prefix("calls=") {
@@ -57,7 +65,11 @@ impl Profile {
                     let (at, cost) = line.split_once(' ').unwrap_or((line, "0"));
                     let cost: f64 = cost.parse().context("a cost")?;
                     let of_line = lines.entry((function.clone(), file.clone())).or_default();
-                    *of_line.entry(at.parse().context("a line")?).or_default() += cost * part;
+                    let at: u32 = at.parse().context("a line")?;
+                    if own && at > 0 {
+                        last = at;
+                    }
+                    *of_line.entry(last).or_default() += cost * part;
                 }
             }
         }
@@ -87,6 +99,10 @@ fn plain(name: &str) -> &str {
     name.rsplit_once("::h").filter(|(_, tail)| hash(tail)).map_or(name, |(name, _)| name)
 }
 
+fn standard(file: &str) -> bool {
+    ["/library/core/", "/library/alloc/", "/library/std/"].iter().any(|part| file.contains(part))
+}
+
 /// The function with the end of its file's path, `sidecar/src/http/request.rs`; alone where that is not known.
 fn place(function: &str, file: &str) -> String {
     let Some((before, after)) = file.rsplit_once("/src/") else { return function.to_owned() };
@@ -108,7 +124,8 @@ mod tests {
     fn costs_and_calls_are_told_apart() {
         let text = "events: Ir\n\nfl=(1) ???\nfn=(1) a::b::h0123456789abcdef\n0 100\n0 50\ncfn=(2) mi_malloc_aligned\n\
                     calls=4 0\n0 4000\n\nfn=(2)\n0 80\ncfn=(3) mi_malloc\ncalls=4 0\n0 40\n\nfl=(1)\nfn=(1)\n0 50\n\
-                    fi=(2) /tree/sidecar/src/http/request.rs\n75 6\n80 20\nfe=(1)\n0 2\n";
+                    fi=(2) /tree/sidecar/src/http/request.rs\n75 6\n80 18\n\
+                    fi=(3) /rustc/0/library/core/src/hint.rs\n491 2\nfe=(1)\n0 2\n";
         let profile = Profile::parse(text, 2).unwrap();
         let inlined = "a::b, sidecar/src/http/request.rs".to_owned();
         assert_eq!(
