@@ -307,7 +307,8 @@ fn instance(data_dir: &Path) -> Box<str> {
     let host = if host.is_empty() { "workload".to_owned() } else { host };
     let suffix: String = std::iter::repeat_with(|| fastrand::char('a'..='z')).take(6).collect();
     let instance = format!("{host}-{suffix}");
-    if let Err(error) = weft_telemetry::files::write_private(&path, instance.as_bytes()) {
+    // Lost with the power, it costs no more than a new name.
+    if let Err(error) = weft_telemetry::files::write_public(&path, instance.as_bytes()) {
         tracing::warn!(%error, "the name of this workload could not be kept");
     }
     instance.into()

@@ -15,15 +15,16 @@ use std::{
 /// # Errors
 /// Of the file system, with the path named.
 pub fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
-    write(path, content, 0o600).map_err(|error| name(path, &error))
+    replace(path, content, 0o600, Durable::Yes).map_err(|error| name(path, &error))
 }
 
-/// As [`write_private`], but readable by all (0644).
+/// Writes `content` so that all can read it (0644), whole as [`write_private`] does, but does not wait for the disk: for
+/// what the next start can do without. A start waits for nothing longer than for a disk.
 ///
 /// # Errors
 /// Of the file system, with the path named.
 pub fn write_public(path: &Path, content: &[u8]) -> io::Result<()> {
-    write(path, content, 0o644).map_err(|error| name(path, &error))
+    replace(path, content, 0o644, Durable::No).map_err(|error| name(path, &error))
 }
 
 /// Creates a directory, and those above it, for the owner alone (0700). One that exists is left as it is.
@@ -35,26 +36,35 @@ pub fn create_private_dir(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| name(path, &error))
 }
 
-fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Durable {
+    Yes,
+    No,
+}
+
+fn replace(path: &Path, content: &[u8], mode: u32, durable: Durable) -> io::Result<()> {
     let temporary = beside(path);
-    let written = write_new(&temporary, content, mode).and_then(|()| fs::rename(&temporary, path));
+    let written = write_new(&temporary, content, mode, durable).and_then(|()| fs::rename(&temporary, path));
     if written.is_err() {
         // The first error is the one to tell; the leftover is replaced by the next write.
         drop(fs::remove_file(&temporary));
         return written;
     }
+    if durable == Durable::No {
+        return Ok(());
+    }
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(directory)?.sync_all()
 }
 
-fn write_new(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+fn write_new(path: &Path, content: &[u8], mode: u32, durable: Durable) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
     file.write_all(content)?;
-    file.sync_all()
+    if durable == Durable::Yes { file.sync_all() } else { Ok(()) }
 }
 
 /// A name beside the target, of this process alone.
@@ -82,6 +92,17 @@ mod tests {
         write_private(&path, b"new").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "nothing is left beside it");
+    }
+
+    #[test]
+    fn what_is_public_is_replaced_whole_as_well() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("addresses.json");
+        fs::write(&path, "old, and longer than the new").unwrap();
+        write_public(&path, b"new").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "nothing is left beside it");
     }
 
