@@ -64,8 +64,9 @@ fn fresh_proto(root: &Path) -> Result<()> {
 /// Nothing that is built may be among the crates that deny.toml bans. (The lock file names optional ones as well.)
 fn bans(root: &Path) -> Result<()> {
     let policy = std::fs::read_to_string(root.join("deny.toml"))?;
+    let bans = policy.split("\n[").find(|table| table.starts_with("bans]")).unwrap_or_default();
     let banned: Vec<&str> =
-        policy.lines().filter_map(|line| line.trim().strip_prefix("{ crate = \"")?.split('"').next()).collect();
+        bans.lines().filter_map(|line| line.trim().strip_prefix("{ crate = \"")?.split('"').next()).collect();
     if banned.is_empty() {
         bail!("deny.toml bans nothing: it has been written in a way that this check does not read");
     }
