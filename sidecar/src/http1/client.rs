@@ -106,6 +106,11 @@ impl Client {
             && channel.read.is_empty()
     }
 
+    /// Whether some of the request has still to go out: its last piece may have been taken and not yet written.
+    fn is_sending(&self) -> bool {
+        self.upload.borrow().is_some() || !self.channel.borrow().is_flushed()
+    }
+
     /// Whether the peer has closed the connection, or said something unasked.
     pub fn is_stale(&self) -> bool {
         self.channel.borrow_mut().is_stale()
@@ -322,7 +327,7 @@ pub struct AnswerBody(Rc<Client>);
 impl AnswerBody {
     /// Goes on sending the request's body.
     pub fn poll_upload(&self, cx: &mut Context<'_>) {
-        if self.0.upload.borrow().is_some() {
+        if self.0.is_sending() {
             // Who reads the answer's end, or its break, learns all that is to be known.
             let _ = self.0.poll_send(cx);
         }
@@ -330,7 +335,7 @@ impl AnswerBody {
 
     pub(crate) fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let client = &self.0;
-        if client.upload.borrow().is_some()
+        if client.is_sending()
             && let Err(Stopped::Caller) = client.poll_send(cx)
         {
             return Poll::Ready(Some(Err("the caller's body broke off".into())));

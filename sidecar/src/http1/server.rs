@@ -108,6 +108,8 @@ struct Downstream {
     alarm: RefCell<Borrowed>,
     /// The caller waits for leave to send its body.
     expects: Cell<bool>,
+    /// It was given leave, which may still have to be written.
+    leave: Cell<bool>,
     /// When a piece of the body last came.
     came: Cell<Instant>,
     /// When a piece of the answer last went out, and how many bytes had gone out then.
@@ -164,6 +166,7 @@ impl Downstream {
             body: RefCell::new(Decoder::done()),
             alarm: RefCell::new(conn.worker.alarms.take()),
             expects: Cell::new(false),
+            leave: Cell::new(false),
             came: Cell::new(Instant::now()),
             went: Cell::new((Instant::now(), 0)),
             broken: Cell::new(false),
@@ -275,6 +278,8 @@ impl Downstream {
 
     fn put_head(&self, asked: &Asked, head: &http::response::Parts, body: &Body, switched: bool, form: &mut Form) {
         let mut channel = self.channel.borrow_mut();
+        // What is still to be written goes with the answer.
+        self.leave.set(false);
         let out = channel.out();
         head::put_status_line(out, asked.version, head.status);
         head::put_fields(out, &head.headers);
@@ -453,9 +458,15 @@ impl RequestBody {
             }
             if line.expects.take() {
                 channel.out().extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+                line.leave.set(true);
             }
-            if !channel.is_flushed() && matches!(channel.poll_flush(cx), Poll::Ready(Err(_))) {
-                return Poll::Ready(Some(Err(line.breaks(None))));
+            // Nothing else is written here: whoever waits to write the answer must be the one whom the socket wakes.
+            if line.leave.get() {
+                match channel.poll_flush(cx) {
+                    Poll::Ready(Ok(())) => line.leave.set(false),
+                    Poll::Ready(Err(_gone)) => return Poll::Ready(Some(Err(line.breaks(None)))),
+                    Poll::Pending => {}
+                }
             }
             match channel.poll_fill(cx) {
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Some(Err(line.breaks(None)))),

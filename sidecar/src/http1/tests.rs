@@ -408,3 +408,43 @@ proptest! {
         prop_assert_eq!(head::decimal(&mut digits, number), expected.as_bytes());
     }
 }
+
+/// The answer's head comes when only the request's head was read; its body, when the request's was. All of the request
+/// was taken by then, and most of it waits to be written.
+#[tokio::test]
+async fn a_request_goes_on_while_its_answer_comes() {
+    use http_body_util::BodyExt as _;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    const LONG: usize = 1 << 20;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let stream = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    socket2::SockRef::from(&stream).set_send_buffer_size(4096).unwrap();
+    let (mut peer, _) = listener.accept().await.unwrap();
+    let client = super::client::Client::new(stream.into());
+    let (method, path, fields) = (Method::POST, "/".parse().unwrap(), http::HeaderMap::new());
+    let request = super::client::Outgoing { method: &method, path: &path, fields: &fields, own: &fields };
+    let sending = async {
+        let body = crate::http::body::Body::Full(vec![b'x'; LONG].into());
+        let answer = client.exchange(request, body).await.expect("an answer");
+        assert!(!client.is_reusable(), "most of the request has still to go out");
+        answer.into_body().collect().await.expect("its body").to_bytes()
+    };
+    let answering = async {
+        let (mut read, mut piece) = (Vec::new(), [0; 1024]);
+        while !read.windows(4).any(|end| end == b"\r\n\r\n") {
+            let len = peer.read(&mut piece).await.unwrap();
+            read.extend_from_slice(&piece[..len]);
+        }
+        peer.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n").await.unwrap();
+        let head = read.windows(4).position(|end| end == b"\r\n\r\n").unwrap() + 4;
+        let mut rest = vec![0; LONG - (read.len() - head)];
+        peer.read_exact(&mut rest).await.unwrap();
+        peer.write_all(b"ok").await.unwrap();
+    };
+    let both = async { tokio::join!(sending, answering) };
+    let (answer, ()) =
+        tokio::time::timeout(std::time::Duration::from_secs(20), both).await.expect("neither side hangs");
+    assert_eq!(&answer[..], b"ok");
+    assert!(client.is_reusable());
+}
