@@ -78,7 +78,11 @@ impl Resource {
 
     /// The resource as applied, in canonical YAML: fields in the order of the reference, defaults not filled in.
     pub fn to_yaml(&self) -> String {
-        serde_yaml::to_string(self).expect("a resource holds only text, numbers, lists and maps with text keys")
+        let yaml =
+            serde_yaml::to_string(self).expect("a resource holds only text, numbers, lists and maps with text keys");
+        // The writer takes these for the line breaks that they were in YAML 1.1, and indents what follows; to readers of
+        // YAML 1.2 they are text. JSON is YAML, too, and says it in one way.
+        if yaml.contains(['\u{85}', '\u{2028}', '\u{2029}']) { self.to_json() + "\n" } else { yaml }
     }
 
     /// As [`Resource::to_yaml`], in JSON.

@@ -130,3 +130,21 @@ proptest! {
         }
     }
 }
+
+/// Line breaks to YAML 1.1, text to YAML 1.2.
+#[test]
+fn separators_survive_the_canonical_form() {
+    for value in ["\u{2028}A", "A\u{2029}B", "\u{85}A", "A\u{85}"] {
+        let text = serde_json::json!({
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "a", "annotations": {"note": value}},
+            "spec": {"ports": [{"port": 80}]},
+        });
+        let parsed = parse("f", text.to_string().as_bytes(), "default");
+        let resource = &parsed.documents[0].resource;
+        let back = parse("f", resource.to_yaml().as_bytes(), "default");
+        assert!(back.errors.is_empty(), "{value:?}: {:?}", back.errors);
+        assert_eq!(&back.documents[0].resource, resource, "{value:?}");
+    }
+}
