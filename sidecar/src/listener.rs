@@ -323,6 +323,11 @@ async fn detect_inbound(conn: &Rc<Conn>, sni: &str, io: Io, head_by: Instant) {
         drop(app);
         return http_or_refuse(conn, sniffed, head_by).await;
     }
+    if sniffed.closed && sniffed.empty {
+        // The caller's sidecar dialed ahead and then found HTTP, which goes another way: nothing was asked here.
+        record.forget();
+        return;
+    }
     tcp::carry_to_app(conn, app.await, sniffed.io, &record).await;
     record.finish();
 }
@@ -333,7 +338,9 @@ struct Sniffed {
     found: Detected,
     /// The caller has ended the stream already.
     closed: bool,
-    /// Not one byte came in time.
+    /// Not one byte came.
+    empty: bool,
+    /// Nor will it for now: the time is over.
     silent: bool,
 }
 
@@ -350,6 +357,7 @@ async fn sniff(mut io: Io, by: Instant) -> Sniffed {
             Ok(Ok(_) | Err(_)) => closed = true,
         }
     }
-    let silent = read.is_empty() && !closed;
-    Sniffed { io: io.rewound(read.freeze()), found, closed, silent }
+    let empty = read.is_empty();
+    let silent = empty && !closed;
+    Sniffed { io: io.rewound(read.freeze()), found, closed, empty, silent }
 }
