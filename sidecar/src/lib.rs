@@ -26,6 +26,7 @@ pub mod drain;
 pub mod health;
 pub mod http;
 pub mod http1;
+pub mod http2;
 pub mod io;
 pub mod lend;
 pub mod listener;

@@ -30,7 +30,12 @@ pub const MAX_HOPS: u32 = 16;
 /// Takes out what belongs to one hop, and what the sender nominated in `Connection`; framing, Host and what sidecars
 /// write cannot be nominated away. `TE: trailers` stays.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    if !headers.keys().any(is_hop_by_hop) {
+    let odd = |(name, value): (&HeaderName, &HeaderValue)| match name.as_str() {
+        // Every gRPC call has it.
+        "te" => value != "trailers",
+        _ => is_hop_by_hop(name),
+    };
+    if !headers.iter().any(odd) {
         return;
     }
     if headers.contains_key(header::CONNECTION) {
@@ -62,7 +67,6 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
     matches!(
         name.as_str(),
         "connection"
-            | "te"
             | "keep-alive"
             | "proxy-connection"
             | "transfer-encoding"
@@ -116,27 +120,31 @@ pub fn strip_ours(headers: &mut HeaderMap) {
 
 /// Takes out of trailers what would change framing, routing or identity.
 pub fn strip_trailers(trailers: &mut HeaderMap) {
-    for name in [
-        header::CONTENT_LENGTH,
-        header::TRANSFER_ENCODING,
-        header::HOST,
-        header::CONNECTION,
-        header::TE,
-        header::TRAILER,
-        header::UPGRADE,
-        header::AUTHORIZATION,
-        header::COOKIE,
-        header::SET_COOKIE,
-        header::CONTENT_TYPE,
-        header::CONTENT_ENCODING,
-        header::CONTENT_RANGE,
-        header::EXPECT,
-        KEEP_ALIVE,
-        PROXY_CONNECTION,
-        FORWARDED_FOR,
-        FORWARDED_PROTO,
-    ] {
-        trailers.remove(name);
+    const NAMES: [&str; 18] = [
+        "content-length",
+        "transfer-encoding",
+        "host",
+        "connection",
+        "te",
+        "trailer",
+        "upgrade",
+        "authorization",
+        "cookie",
+        "set-cookie",
+        "content-type",
+        "content-encoding",
+        "content-range",
+        "expect",
+        "keep-alive",
+        "proxy-connection",
+        "x-forwarded-for",
+        "x-forwarded-proto",
+    ];
+    // There are few trailers, and these are hardly ever among them.
+    if trailers.keys().any(|name| NAMES.contains(&name.as_str())) {
+        for name in NAMES {
+            trailers.remove(name);
+        }
     }
     strip_ours(trailers);
 }

@@ -9,7 +9,10 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
 use super::body::BoxError;
-use crate::http1::{client::AnswerBody, server::RequestBody};
+use crate::{
+    http1::{client::AnswerBody, server::RequestBody},
+    http2::incoming::Received,
+};
 
 /// A body that comes in.
 #[derive(Debug)]
@@ -21,14 +24,16 @@ pub enum Incoming {
     /// An upstream's, HTTP/1.
     Answer(AnswerBody),
     /// HTTP/2, either way.
-    Http2(hyper::body::Incoming),
+    Http2(Received),
 }
 
 impl Incoming {
     /// Goes on sending what belongs to the same message, while nobody takes this body.
     pub fn poll_upload(&mut self, cx: &mut Context<'_>) {
-        if let Self::Answer(answer) = self {
-            answer.poll_upload(cx);
+        match self {
+            Self::Empty | Self::Request(_) => {}
+            Self::Answer(answer) => answer.poll_upload(cx),
+            Self::Http2(body) => body.poll_upload(cx),
         }
     }
 }
@@ -42,7 +47,7 @@ impl Body for Incoming {
             Self::Empty => Poll::Ready(None),
             Self::Request(body) => body.poll_frame(cx),
             Self::Answer(body) => body.poll_frame(cx),
-            Self::Http2(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
+            Self::Http2(body) => body.poll_frame(cx),
         }
     }
 
@@ -51,7 +56,7 @@ impl Body for Incoming {
             Self::Empty => true,
             Self::Request(body) => body.is_end(),
             Self::Answer(body) => body.is_end(),
-            Self::Http2(body) => body.is_end_stream(),
+            Self::Http2(body) => body.is_end(),
         }
     }
 
@@ -60,7 +65,7 @@ impl Body for Incoming {
             Self::Empty => SizeHint::with_exact(0),
             Self::Request(body) => body.left().map_or_else(SizeHint::default, SizeHint::with_exact),
             Self::Answer(body) => body.left().map_or_else(SizeHint::default, SizeHint::with_exact),
-            Self::Http2(body) => body.size_hint(),
+            Self::Http2(body) => body.left().map_or_else(SizeHint::default, SizeHint::with_exact),
         }
     }
 }

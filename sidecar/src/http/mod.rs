@@ -13,4 +13,4 @@ mod tries;
 pub mod upgrade;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

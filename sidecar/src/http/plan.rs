@@ -14,7 +14,7 @@ use http::{
 };
 use weft_xds::resource::{Forward, HeaderEdits, InboundPort, Protocol, RetryOn, RetryPolicy, Route};
 
-use super::{body::Body, classify::Call, headers};
+use super::{classify::Call, headers};
 use crate::{
     balance::{Admitted, Budget, Upstream, request_hash},
     metrics::Speaks,
@@ -225,8 +225,8 @@ pub(super) fn own_fields(plan: &Plan<'_>, number: u32, shared: &HeaderMap) -> He
 }
 
 /// The request of one try over HTTP/2.
-pub fn http2(plan: &Plan<'_>, parts: &Parts, own: &HeaderMap, body: Body) -> Request<Body> {
-    let mut request = Request::new(body);
+pub fn http2(plan: &Plan<'_>, parts: &Parts, own: &HeaderMap) -> Request<()> {
+    let mut request = Request::new(());
     *request.method_mut() = parts.method.clone();
     *request.headers_mut() = parts.headers.clone();
     for (name, value) in own {

@@ -12,16 +12,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::Notify;
 use weft_identity::SpiffeId;
 
 use super::{ConnectFailure, Destination, Link, Wire, connect};
 use crate::{
     balance::{LimitKind, LimitPermit},
-    http::{body::Body, serve::LocalExec},
     http1::client::Client,
+    http2::client as http2,
     io::Io,
     metrics::{Connections, Direction, Metrics, OpenConnection},
     reason::Reason,
@@ -34,9 +32,6 @@ const STREAMS: u32 = 100;
 const MAX_IDLE: usize = 256;
 /// How often a request that waits for a connection looks whether another worker has given one back.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
-/// Windows towards upstreams.
-const STREAM_WINDOW: u32 = 64 * 1024;
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
 /// All pools of a worker.
 #[derive(Debug)]
@@ -80,9 +75,8 @@ pub(super) struct Http1 {
 /// An HTTP/2 connection.
 #[derive(Debug)]
 struct Shared {
-    sender: http2::SendRequest<Body>,
+    client: Rc<http2::Client>,
     peer: Option<Arc<SpiffeId>>,
-    streams: Cell<u32>,
     since: Cell<Instant>,
 }
 
@@ -112,23 +106,20 @@ pub(super) enum Sender {
 
 /// One stream of a shared connection.
 #[derive(Debug)]
-pub(super) struct StreamGuard(Rc<Shared>);
+pub(super) struct StreamGuard {
+    shared: Rc<Shared>,
+    pub(super) stream: http2::Stream,
+}
 
 impl StreamGuard {
     fn new(shared: &Rc<Shared>) -> Self {
-        shared.streams.set(shared.streams.get() + 1);
-        Self(Rc::clone(shared))
-    }
-
-    pub(super) fn sender(&self) -> http2::SendRequest<Body> {
-        self.0.sender.clone()
+        Self { shared: Rc::clone(shared), stream: http2::Stream::new(&shared.client) }
     }
 }
 
 impl Drop for StreamGuard {
     fn drop(&mut self) {
-        self.0.streams.set(self.0.streams.get() - 1);
-        self.0.since.set(Instant::now());
+        self.shared.since.set(Instant::now());
     }
 }
 
@@ -194,7 +185,7 @@ impl Pools {
                 let fresh = |since: Instant| now.saturating_duration_since(since) < host.keep.get();
                 host.idle.borrow_mut().retain(|idle| fresh(idle.since) && !idle.link.client.is_stale());
                 let alive = |shared: &Rc<Shared>| {
-                    !shared.sender.is_closed() && (shared.streams.get() > 0 || fresh(shared.since.get()))
+                    !shared.client.is_closed() && (shared.client.streams() > 0 || fresh(shared.since.get()))
                 };
                 host.shared.borrow_mut().retain(alive);
                 Rc::strong_count(host) > 1 || !host.idle.borrow().is_empty() || !host.shared.borrow().is_empty()
@@ -207,7 +198,7 @@ impl Pools {
     fn close_idle(&self, cluster: &str) {
         for host in self.hosts.borrow().values().flatten().filter(|host| *host.cluster == *cluster) {
             host.idle.take();
-            host.shared.borrow_mut().retain(|shared| shared.streams.get() > 0);
+            host.shared.borrow_mut().retain(|shared| shared.client.streams() > 0);
         }
     }
 
@@ -310,27 +301,14 @@ impl Pools {
             Permit::Reuse(lease) => return Ok(*lease),
         };
         let Link { io, peer, .. } = connect(worker, to, Wire::Http2.alpn()).await?;
-        let made = http2::Builder::new(LocalExec)
-            .timer(TokioTimer::new())
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_header_list_size(super::send::MAX_ANSWER_HEAD)
-            .keep_alive_interval(Duration::from_secs(30))
-            .keep_alive_timeout(Duration::from_secs(10))
-            .max_send_buf_size(STREAM_WINDOW as usize)
-            .handshake(TokioIo::new(io))
-            .await;
-        let (sender, connection) = made.map_err(|error| broken(to, &error))?;
+        let (client, connection) = http2::handshake(io).await.map_err(|error| broken(to, &error))?;
         let open = self.opened(to).open();
         tokio::task::spawn_local(async move {
             let (_permit, _open) = (permit, open);
-            if let Err(error) = connection.await {
-                tracing::trace!(%error, "upstream connection ended");
-            }
+            connection.await;
         });
         let mutual = peer.is_some();
-        let shared =
-            Rc::new(Shared { sender, peer: peer.clone(), streams: Cell::new(0), since: Cell::new(Instant::now()) });
+        let shared = Rc::new(Shared { client: Rc::new(client), peer, since: Cell::new(Instant::now()) });
         host.shared.borrow_mut().push(Rc::clone(&shared));
         let sender = Sender::Http2(StreamGuard::new(&shared));
         Ok(Lease { sender, reused: false, mutual, host: Rc::clone(host) })
@@ -357,9 +335,9 @@ impl Host {
 
     fn shared_lease(self: &Rc<Self>, to: &Destination) -> Option<Lease> {
         let mut all = self.shared.borrow_mut();
-        all.retain(|shared| !shared.sender.is_closed());
-        let usable = |shared: &&Rc<Shared>| shared.streams.get() < STREAMS && proves(to, shared.peer.as_deref());
-        let shared = all.iter().filter(usable).min_by_key(|shared| shared.streams.get())?;
+        all.retain(|shared| !shared.client.is_closed());
+        let usable = |shared: &&Rc<Shared>| shared.client.has_room(STREAMS) && proves(to, shared.peer.as_deref());
+        let shared = all.iter().filter(usable).min_by_key(|shared| shared.client.streams())?;
         let sender = Sender::Http2(StreamGuard::new(shared));
         Some(Lease { sender, reused: true, mutual: shared.peer.is_some(), host: Rc::clone(self) })
     }
@@ -428,7 +406,7 @@ fn proves(to: &Destination, peer: Option<&SpiffeId>) -> bool {
     }
 }
 
-fn broken(to: &Destination, error: &hyper::Error) -> ConnectFailure {
+fn broken(to: &Destination, error: &h2::Error) -> ConnectFailure {
     let reason = match to {
         Destination::Workload(..) => Reason::UpstreamConnectFailed,
         Destination::App(_) => Reason::AppConnectRefused,

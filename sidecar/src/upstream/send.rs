@@ -1,23 +1,21 @@
 //! Sends a request over a leased connection and says, when no answer came, how far it got.
 
-use std::{error::Error, io};
+use std::io;
 
-use http::{HeaderMap, Request, Response, request::Parts};
-use hyper::client::conn::TrySendError;
+use http::{HeaderMap, Response, request::Parts};
 
 use super::{Destination, Lease, pool::Sender};
 use crate::{
     http::{
         body::Body,
         incoming::Incoming,
-        plan::{Plan, http2},
+        plan::{self, Plan},
     },
     http1::client::{Outgoing, Unanswered},
+    http2,
     reason::Reason,
 };
 
-/// Most bytes of an HTTP/2 answer's head.
-pub(super) const MAX_ANSWER_HEAD: u32 = 64 * 1024;
 /// How far a request got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
@@ -72,8 +70,8 @@ pub async fn send(
             link.client.exchange(request, body).await.map_err(|error| unanswered(to, error))
         }
         Sender::Http2(stream) => {
-            let sent = stream.sender().try_send_request(http2(plan, parts, own, body)).await;
-            sent.map(|response| response.map(Incoming::Http2)).map_err(|error| missed(to, error))
+            let request = plan::http2(plan, parts, own);
+            stream.stream.exchange(request, body).await.map_err(|error| missed(to, error))
         }
     }
 }
@@ -90,18 +88,12 @@ fn unanswered(to: &Destination, error: Unanswered) -> Box<Missed> {
     Box::new(Missed { stage, reason: reason(stage, to), detail: detail.into() })
 }
 
-fn missed(to: &Destination, mut failed: TrySendError<Request<Body>>) -> Box<Missed> {
-    let unsent = failed.take_message().is_some();
-    let error = failed.error();
-    let stage = if unsent { Stage::NotSent } else { stage(error) };
-    let mut detail = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        detail.push_str(": ");
-        detail.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    Box::new(Missed { stage, reason: reason(stage, to), detail: detail.into() })
+fn missed(to: &Destination, error: http2::client::Unanswered) -> Box<Missed> {
+    let (stage, detail) = match error {
+        http2::client::Unanswered::Caller => (Stage::CallerFailed, "the caller's body broke off".into()),
+        http2::client::Unanswered::Ended { sent, error } => (stage(&error, sent), error.to_string().into()),
+    };
+    Box::new(Missed { stage, reason: reason(stage, to), detail })
 }
 
 fn reason(stage: Stage, to: &Destination) -> Reason {
@@ -115,39 +107,19 @@ fn reason(stage: Stage, to: &Destination) -> Reason {
     }
 }
 
-fn stage(error: &hyper::Error) -> Stage {
-    if error.is_parse() {
-        return Stage::BadAnswer;
-    }
-    if error.is_user() || error.is_body_write_aborted() {
-        return Stage::CallerFailed;
-    }
-    if let Some(error) = cause::<h2::Error>(error) {
-        return match error.reason() {
-            Some(h2::Reason::REFUSED_STREAM) => Stage::Refused,
-            _ if error.is_go_away() && error.is_remote() => Stage::Goaway,
-            // The peer read our request as something else, or sent what is no HTTP/2.
-            Some(h2::Reason::PROTOCOL_ERROR | h2::Reason::FRAME_SIZE_ERROR | h2::Reason::COMPRESSION_ERROR)
-                if error.is_library() || error.is_go_away() =>
-            {
-                Stage::BadAnswer
-            }
-            _ => Stage::NoAnswer,
-        };
-    }
-    if cause::<io::Error>(error).is_some_and(|error| error.kind() == io::ErrorKind::InvalidData) {
-        return Stage::BadAnswer;
-    }
-    Stage::NoAnswer
-}
-
-fn cause<'e, E: Error + 'static>(error: &'e (dyn Error + 'static)) -> Option<&'e E> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref() {
-            return Some(found);
+fn stage(error: &h2::Error, sent: bool) -> Stage {
+    let odd = error.get_io().is_some_and(|error| error.kind() == io::ErrorKind::InvalidData);
+    match error.reason() {
+        Some(h2::Reason::REFUSED_STREAM) => Stage::Refused,
+        // The peer read our request as something else, or sent what is no HTTP/2.
+        Some(h2::Reason::PROTOCOL_ERROR | h2::Reason::FRAME_SIZE_ERROR | h2::Reason::COMPRESSION_ERROR)
+            if error.is_library() =>
+        {
+            Stage::BadAnswer
         }
-        next = error.source();
+        _ if odd => Stage::BadAnswer,
+        _ if !sent => Stage::NotSent,
+        _ if error.is_go_away() && error.is_remote() => Stage::Goaway,
+        _ => Stage::NoAnswer,
     }
-    None
 }

@@ -12,8 +12,7 @@ use hyper_util::rt::TokioIo;
 use tokio::sync::mpsc;
 use weft_xds::resource::Protocol;
 
-use super::mesh::{ClientBody, Mesh, OK, Setup, answering, ask, full, http2_client, stage};
-use crate::http::serve::LocalExec;
+use super::mesh::{ClientBody, LocalExec, Mesh, OK, Setup, answering, ask, full, http2_client, stage};
 
 /// An HTTP/2 application that sends every piece back as it comes, then its trailers.
 async fn echo() -> SocketAddr {

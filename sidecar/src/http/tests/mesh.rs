@@ -356,12 +356,23 @@ pub const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 pub async fn http2_client(address: SocketAddr) -> hyper::client::conn::http2::SendRequest<ClientBody> {
     let stream = TcpStream::connect(address).await.unwrap();
     let io = hyper_util::rt::TokioIo::new(stream);
-    let (sender, connection) =
-        hyper::client::conn::http2::Builder::new(crate::http::serve::LocalExec).handshake(io).await.unwrap();
+    let (sender, connection) = hyper::client::conn::http2::Builder::new(LocalExec).handshake(io).await.unwrap();
     tokio::task::spawn_local(async move {
         drop(connection.await);
     });
     sender
+}
+
+/// Runs hyper's tasks on the test's own thread.
+#[derive(Debug, Clone, Copy)]
+pub struct LocalExec;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExec {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(async move {
+            future.await;
+        });
+    }
 }
 
 /// A body that a test feeds.
