@@ -20,6 +20,7 @@ pub mod alarm;
 pub mod balance;
 pub mod cache;
 pub mod certs;
+pub mod clock;
 pub mod demand;
 pub mod detect;
 pub mod drain;

@@ -66,8 +66,8 @@ impl Lottery {
 
     /// One that `usable` takes: by drawing, and if luck fails by going through all.
     pub fn one(&self, weights: &[u32], usable: impl Fn(usize) -> bool, rng: &mut Rng) -> Option<usize> {
-        if self.count == 0 {
-            return None;
+        if self.count <= 1 {
+            return (0..self.count).find(|&only| usable(only));
         }
         let drawn = (0..DRAWS).map(|_| self.draw(rng)).find(|&index| usable(index));
         drawn.or_else(|| least(weights, |_| 0, usable, rng))
@@ -83,6 +83,9 @@ impl Lottery {
         rng: &mut Rng,
     ) -> Option<usize> {
         let first = self.one(weights, &usable, rng)?;
+        if self.count == 1 {
+            return Some(first);
+        }
         let Some(second) = self.one(weights, |index| index != first && usable(index), rng) else { return Some(first) };
         let load = |index: usize| Load { index, in_flight: in_flight(index), weight: weights[index] };
         // On a tie the first: it was drawn by weight alone.

@@ -21,6 +21,7 @@ use super::{
 use crate::{
     alarm::Borrowed,
     balance::{Admitted, Failure, Outcome, Picked, Upstream},
+    clock,
     metrics::{Direction, Speaks},
     reason::Reason,
     record::Record,
@@ -297,7 +298,7 @@ impl Answer {
             let Some(at) = [idle_at, self.until].into_iter().flatten().min() else { return Poll::Pending };
             let alarm = self.alarm.get_or_insert_with(|| self.record.conn().worker.alarms.take());
             ready!(alarm.poll(cx, at));
-            let now = Instant::now();
+            let now = clock::now();
             if self.until.is_some_and(|until| now >= until) {
                 return self.broke(Reason::RequestTimeout, "the answer was not complete in time", Failure::Timeout);
             }
@@ -349,7 +350,7 @@ impl Answer {
         if std::mem::replace(&mut self.done, true) {
             return;
         }
-        let now = Instant::now();
+        let now = clock::now();
         if let Some(mut served) = self.served.take() {
             served.finish(outcome, now);
         }

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use http::{HeaderValue, Method, Uri, Version, header, request::Parts};
 
-use super::{answer::Failed, headers};
+use super::{answer::Failed, headers, marks::Marks};
 use crate::{
     http1::strict::MAX_FIELDS,
     reason::Reason,
@@ -34,6 +34,8 @@ pub struct Call {
     pub uri: Uri,
     /// It came as to a forward proxy: with a whole URI, or as CONNECT.
     pub to_proxy: bool,
+    /// What its head has.
+    pub has: Marks,
 }
 
 /// Where a request goes.
@@ -68,7 +70,7 @@ impl Call {
 /// Looks at a request's head.
 /// # Errors
 /// What is refused before anything is asked or decided: see the reasons of side `app` with status 4xx.
-pub fn classify(conn: &Conn, parts: &mut Parts) -> Result<Call, Failed> {
+pub fn classify(conn: &Conn, parts: &mut Parts, has: Marks) -> Result<Call, Failed> {
     if let Some(reason) = conn.refuse.get() {
         return Err(reason.into());
     }
@@ -76,9 +78,9 @@ pub fn classify(conn: &Conn, parts: &mut Parts) -> Result<Call, Failed> {
         return Err(Reason::HeadersTooLarge.into());
     }
     if parts.version == Version::HTTP_2 {
-        http2_fields(parts)?;
+        http2_fields(parts, has)?;
     }
-    if headers::hops(&parts.headers) >= headers::MAX_HOPS {
+    if has.has(Marks::HOPS) && headers::hops(&parts.headers) >= headers::MAX_HOPS {
         return Err(Reason::LoopDetected.into());
     }
     if parts.method == Method::CONNECT && (parts.version == Version::HTTP_2 || conn.origin != Origin::Outbound) {
@@ -87,7 +89,7 @@ pub fn classify(conn: &Conn, parts: &mut Parts) -> Result<Call, Failed> {
     let uri = std::mem::take(&mut parts.uri);
     let named = named(conn, &uri, parts)?;
     let to_proxy = parts.method == Method::CONNECT || uri.scheme().is_some() && parts.version != Version::HTTP_2;
-    Ok(Call { named, uri, to_proxy })
+    Ok(Call { named, uri, to_proxy, has })
 }
 
 fn named(conn: &Conn, uri: &Uri, parts: &Parts) -> Result<Rc<Named>, Failed> {
@@ -166,13 +168,14 @@ fn whither(authority: &Authority<'_>, namespace: &str) -> Result<Whither, Failed
 }
 
 /// Connection-bound fields, which HTTP/2 forbids. The h2 library refuses them, too.
-fn http2_fields(parts: &Parts) -> Result<(), Failed> {
+fn http2_fields(parts: &Parts, has: Marks) -> Result<(), Failed> {
     let forbidden = [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE];
-    let named = forbidden.iter().find(|name| parts.headers.contains_key(*name));
-    if let Some(name) = named {
+    if has.has(Marks::HOP_BY_HOP)
+        && let Some(name) = forbidden.iter().find(|name| parts.headers.contains_key(*name))
+    {
         return Err(Failed::told(Reason::ClientProtocolError, format!("{name} in HTTP/2")));
     }
-    if parts.headers.get_all(header::TE).iter().any(|te| te != "trailers") {
+    if has.has(Marks::TE) && parts.headers.get_all(header::TE).iter().any(|te| te != "trailers") {
         return Err(Failed::told(Reason::ClientProtocolError, "te other than trailers in HTTP/2"));
     }
     Ok(())

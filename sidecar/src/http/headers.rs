@@ -1,6 +1,9 @@
 //! Headers that proxies must drop, write or never believe. Pure.
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+use super::marks::Marks;
 
 /// Who called, in Envoy's form: `By=...;URI=...`.
 pub const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
@@ -16,6 +19,8 @@ pub const REASON: HeaderName = HeaderName::from_static("weft-reason");
 pub const ATTEMPT: HeaderName = HeaderName::from_static("x-weft-attempt");
 /// W3C trace context.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// Time that a gRPC caller gives.
+pub const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 /// gRPC status.
 pub const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 /// gRPC message.
@@ -29,22 +34,20 @@ pub const MAX_HOPS: u32 = 16;
 
 /// Takes out what belongs to one hop, and what the sender nominated in `Connection`; framing, Host and what sidecars
 /// write cannot be nominated away. `TE: trailers` stays.
-pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    let odd = |(name, value): (&HeaderName, &HeaderValue)| match name.as_str() {
-        // Every gRPC call has it.
-        "te" => value != "trailers",
-        _ => is_hop_by_hop(name),
-    };
-    if !headers.iter().any(odd) {
+pub fn strip_hop_by_hop(headers: &mut HeaderMap, has: Marks) {
+    // Every gRPC call has a `te` that stays.
+    let te = has.has(Marks::TE) && headers.get_all(header::TE).iter().any(|te| te != "trailers");
+    if !te && !has.has(Marks::HOP_BY_HOP) {
         return;
     }
-    if headers.contains_key(header::CONNECTION) {
+    if has.has(Marks::CONNECTION) {
         for name in nominated(headers) {
             headers.remove(name);
         }
         headers.remove(header::CONNECTION);
     }
-    if let Some(te) = headers.remove(header::TE)
+    if te
+        && let Some(te) = headers.remove(header::TE)
         && te.to_str().is_ok_and(|te| te.split(',').any(|coding| coding.trim().eq_ignore_ascii_case("trailers")))
     {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
@@ -60,21 +63,6 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     ] {
         headers.remove(name);
     }
-}
-
-/// A look at each name costs less than a search for each of these, of which there mostly is none.
-fn is_hop_by_hop(name: &HeaderName) -> bool {
-    matches!(
-        name.as_str(),
-        "connection"
-            | "keep-alive"
-            | "proxy-connection"
-            | "transfer-encoding"
-            | "upgrade"
-            | "http2-settings"
-            | "proxy-authorization"
-            | "proxy-authenticate"
-    )
 }
 
 fn nominated(headers: &HeaderMap) -> Vec<HeaderName> {
@@ -104,17 +92,15 @@ fn protected(name: &HeaderName) -> bool {
 }
 
 /// Takes out what only sidecars may say.
-pub fn strip_ours(headers: &mut HeaderMap) {
-    if headers.keys().any(|name| matches!(name.as_str(), "weft-reason" | "x-forwarded-client-cert")) {
-        headers.remove(&REASON);
-        headers.remove(&CLIENT_CERT);
+pub fn strip_ours(headers: &mut HeaderMap, has: Marks) {
+    if !has.has(Marks::OURS) {
+        return;
     }
-    if headers.keys().any(|name| name.as_str().starts_with("x-weft-")) {
-        let ours: Vec<HeaderName> =
-            headers.keys().filter(|name| name.as_str().starts_with("x-weft-")).cloned().collect();
-        for name in ours {
-            headers.remove(name);
-        }
+    headers.remove(&REASON);
+    headers.remove(&CLIENT_CERT);
+    let ours: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with("x-weft-")).cloned().collect();
+    for name in ours {
+        headers.remove(name);
     }
 }
 
@@ -146,7 +132,7 @@ pub fn strip_trailers(trailers: &mut HeaderMap) {
             trailers.remove(name);
         }
     }
-    strip_ours(trailers);
+    strip_ours(trailers, Marks::of(trailers));
 }
 
 /// Sidecars that the request has passed through so far.
@@ -196,16 +182,23 @@ pub fn grpc_status(headers: &HeaderMap) -> Option<u8> {
 }
 
 /// Passes a valid `traceparent` on, or begins a trace.
-pub fn ensure_trace(headers: &mut HeaderMap) -> HeaderValue {
-    if let Some(given) = headers.get(&TRACEPARENT)
+pub fn ensure_trace(headers: &mut HeaderMap, has: Marks) -> HeaderValue {
+    if has.has(Marks::TRACE)
+        && let Some(given) = headers.get(&TRACEPARENT)
         && valid_trace(given.as_bytes())
     {
         return given.clone();
     }
     let mut text = *b"00-00000000000000000000000000000000-0000000000000000-01";
-    hex(&mut text[3..35], u128::from(fastrand::u64(1..)) << 64 | u128::from(fastrand::u64(..)));
-    hex(&mut text[36..52], u128::from(fastrand::u64(1..)));
-    let value = HeaderValue::from_bytes(&text).expect("hexadecimal digits and dashes are valid");
+    for (place, number) in [(3, fastrand::u64(1..)), (19, fastrand::u64(..)), (36, fastrand::u64(1..))] {
+        text[place..place + 16]
+            .as_chunks_mut()
+            .0
+            .copy_from_slice(&number.to_be_bytes().map(|byte| HEX[usize::from(byte)]));
+    }
+    // Owned in one piece, so that the record's copy is no second allocation.
+    let value =
+        HeaderValue::from_maybe_shared(Bytes::from_owner(text)).expect("hexadecimal digits and dashes are valid");
     headers.insert(TRACEPARENT, value.clone());
     value
 }
@@ -230,12 +223,17 @@ fn valid_trace(value: &[u8]) -> bool {
         && !zero(36..52)
 }
 
-fn hex(out: &mut [u8], mut value: u128) {
-    for digit in out.iter_mut().rev() {
-        *digit = b"0123456789abcdef"[(value & 15) as usize];
-        value >>= 4;
+/// The two digits of each byte.
+static HEX: [[u8; 2]; 256] = {
+    let digits = b"0123456789abcdef";
+    let mut table = [[0; 2]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        table[byte] = [digits[byte >> 4], digits[byte & 15]];
+        byte += 1;
     }
-}
+    table
+};
 
 #[cfg(test)]
 mod tests {
@@ -259,7 +257,8 @@ mod tests {
             ("http2-settings", "x"),
             ("accept", "*/*"),
         ]);
-        strip_hop_by_hop(&mut headers);
+        let marks = Marks::of(&headers);
+        strip_hop_by_hop(&mut headers, marks);
         let mut left: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, ["accept", "content-length", "host", "te", "x-forwarded-for"]);
@@ -275,7 +274,8 @@ mod tests {
             ("x-forwarded-client-cert", "URI=spiffe://x"),
             ("x-other", "1"),
         ]);
-        strip_ours(&mut headers);
+        let marks = Marks::of(&headers);
+        strip_ours(&mut headers, marks);
         assert_eq!(headers.len(), 1);
     }
 
@@ -283,7 +283,8 @@ mod tests {
     fn traces_are_passed_on_or_begun() {
         const GIVEN: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
         let mut headers = map(&[("traceparent", GIVEN)]);
-        assert_eq!(ensure_trace(&mut headers), GIVEN);
+        let has = Marks::of(&headers);
+        assert_eq!(ensure_trace(&mut headers, has), GIVEN);
         for bad in [
             "",
             "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-0",
@@ -294,7 +295,8 @@ mod tests {
             "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-x",
         ] {
             let mut headers = map(&[("traceparent", bad)]);
-            let made = ensure_trace(&mut headers);
+            let has = Marks::of(&headers);
+            let made = ensure_trace(&mut headers, has);
             assert_ne!(made, bad);
             assert!(valid_trace(made.as_bytes()));
             assert_eq!(headers.get_all("traceparent").iter().count(), 1);

@@ -5,6 +5,7 @@ pub mod body;
 pub mod classify;
 pub mod headers;
 pub mod incoming;
+pub mod marks;
 pub mod plan;
 mod reply;
 pub mod request;

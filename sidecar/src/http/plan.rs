@@ -1,22 +1,18 @@
 //! What becomes of a request that is let through, and how it looks to the next hop. Pure.
 
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-    sync::LazyLock,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, sync::Arc, sync::LazyLock, time::Duration};
 
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Request, Uri, Version, header,
+    HeaderMap, HeaderValue, Request, Uri, Version, header,
     request::Parts,
     uri::{PathAndQuery, Scheme},
 };
 use weft_xds::resource::{Forward, HeaderEdits, InboundPort, Protocol, RetryOn, RetryPolicy, Route};
 
-use super::{classify::Call, headers};
+use super::{classify::Call, headers, marks::Marks};
 use crate::{
     balance::{Admitted, Budget, Upstream, request_hash},
+    clock,
     metrics::Speaks,
     policy::{
         retry::RetryPlan,
@@ -45,6 +41,8 @@ pub struct Plan<'p> {
     pub(super) edits: [Option<&'p HeaderEdits>; 2],
     pub(super) answer_edits: Option<(Arc<Route>, HeaderEdits)>,
     pub(super) upgrade: Option<HeaderValue>,
+    /// What the head had when it came.
+    pub(super) has: Marks,
 }
 
 #[derive(Clone, Copy)]
@@ -53,8 +51,6 @@ pub(super) enum To<'p> {
     App(SocketAddr),
     Outside(SocketAddr),
 }
-
-const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// Nothing is retried but what met a closed pooled connection.
 static REPLAY_ONLY: LazyLock<RetryPolicy> =
@@ -73,7 +69,8 @@ impl<'p> Plan<'p> {
         record: &Entry,
     ) -> Self {
         let mut plan = Self::plain(conn, To::Mesh(upstream), call, head, record);
-        let asked = head.headers.get("grpc-timeout").filter(|_| record.speaks() == Speaks::Grpc);
+        let grpc = record.speaks() == Speaks::Grpc && call.has.has(Marks::GRPC_TIMEOUT);
+        let asked = if grpc { head.headers.get(headers::GRPC_TIMEOUT) } else { None };
         plan.admitted = Some(admitted);
         plan.retry = RetryPlan::new(forward.retry.as_ref(), head.method);
         plan.budget = upstream.budget();
@@ -138,7 +135,8 @@ impl<'p> Plan<'p> {
                 _ => HeaderValue::from_str(&call.named.authority.to_string()).ok(),
             },
         };
-        let upgrade = headers::asks_upgrade(head.headers).filter(|_| record.speaks() == Speaks::Http1);
+        let asked = || headers::asks_upgrade(head.headers).filter(|_| record.speaks() == Speaks::Http1);
+        let upgrade = if call.has.has(Marks::UPGRADE) { asked() } else { None };
         Self {
             to,
             admitted: None,
@@ -153,6 +151,7 @@ impl<'p> Plan<'p> {
             edits: [None, None],
             answer_edits: None,
             upgrade,
+            has: call.has,
         }
     }
 }
@@ -162,26 +161,29 @@ pub(super) fn wire(http2: bool, upgrade: bool) -> Wire {
 }
 
 /// What the next hop gets to see of the request's fields.
-pub(super) fn prepare(conn: &Conn, plan: &Plan<'_>, fields: &mut HeaderMap, record: &Entry) {
-    let hops = headers::next_hops(headers::hops(fields));
+pub(super) fn prepare(conn: &Conn, plan: &mut Plan<'_>, fields: &mut HeaderMap, record: &Entry) {
+    let has = plan.has;
+    let hops = headers::next_hops(if has.has(Marks::HOPS) { headers::hops(fields) } else { 0 });
     let mesh = !matches!(plan.to, To::Outside(_));
     let attempt = match (&conn.origin, &conn.identity) {
         // What a sidecar says of tries is passed on to the application.
-        (Origin::Inbound(_), Some(_)) => fields.get(headers::ATTEMPT).cloned(),
+        (Origin::Inbound(_), Some(_)) if has.has(Marks::OURS) => fields.get(headers::ATTEMPT).cloned(),
         _ => None,
     };
-    headers::strip_hop_by_hop(fields);
-    headers::strip_ours(fields);
-    fields.remove(header::EXPECT);
+    headers::strip_hop_by_hop(fields, has);
+    headers::strip_ours(fields, has);
+    if has.has(Marks::EXPECT) {
+        fields.remove(header::EXPECT);
+    }
     if mesh {
         fields.insert(headers::HOPS, hops);
-    } else {
+    } else if has.has(Marks::HOPS) {
         fields.remove(headers::HOPS);
     }
     if let Some(attempt) = attempt {
         fields.insert(headers::ATTEMPT, attempt);
     }
-    record.trace(headers::ensure_trace(fields));
+    record.trace(headers::ensure_trace(fields, has));
     if let Origin::Inbound(_) = conn.origin {
         let proto = if conn.identity.is_some() { "https" } else { "http" };
         fields.insert(headers::FORWARDED_PROTO, HeaderValue::from_static(proto));
@@ -194,7 +196,9 @@ pub(super) fn prepare(conn: &Conn, plan: &Plan<'_>, fields: &mut HeaderMap, reco
         }
     }
     for edits in plan.edits.into_iter().flatten() {
-        edit(edits, fields);
+        if edit(edits, fields) {
+            plan.has = Marks::of(fields);
+        }
     }
     if let Some(to) = &plan.upgrade {
         fields.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -211,15 +215,15 @@ pub(super) fn prepare(conn: &Conn, plan: &Plan<'_>, fields: &mut HeaderMap, reco
 }
 
 /// Fields of one try alone.
-pub(super) fn own_fields(plan: &Plan<'_>, number: u32, shared: &HeaderMap) -> HeaderMap {
+pub(super) fn own_fields(plan: &Plan<'_>, number: u32) -> HeaderMap {
     let mut own = HeaderMap::new();
     if number > 1 {
         own.insert(headers::ATTEMPT, HeaderValue::from(number));
     }
-    if shared.contains_key(GRPC_TIMEOUT)
-        && let Some(left) = plan.deadline.grpc_timeout(Instant::now())
+    if plan.has.has(Marks::GRPC_TIMEOUT)
+        && let Some(left) = plan.deadline.grpc_timeout(clock::now())
     {
-        own.insert(GRPC_TIMEOUT, left);
+        own.insert(headers::GRPC_TIMEOUT, left);
     }
     own
 }

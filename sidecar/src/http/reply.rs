@@ -14,6 +14,7 @@ use super::{
     body::Body,
     headers,
     incoming::Incoming,
+    marks::Marks,
     tries::Sent,
     upgrade::Tunnel,
 };
@@ -63,17 +64,17 @@ impl Reply {
             }
             Self::Upstream { sent, upgrade, edits, idle, until } => {
                 let told = sent.told();
-                let Sent { mut response, served } = *sent;
+                let Sent { mut response, served, has } = *sent;
                 if let Some(told) = told {
                     record.fail(told, Some("reported by the callee's sidecar"));
                 }
                 if response.status().is_informational() {
-                    return switched(conn, response, served, upgrade, record);
+                    return switched(conn, response, has, served, upgrade, record);
                 }
                 let fields = response.headers_mut();
-                let reason = fields.get(headers::REASON).cloned().filter(|_| told.is_some());
-                headers::strip_hop_by_hop(fields);
-                headers::strip_ours(fields);
+                let reason = told.and_then(|_told| fields.get(headers::REASON).cloned());
+                headers::strip_hop_by_hop(fields, has);
+                headers::strip_ours(fields, has);
                 if let Some(reason) = reason {
                     fields.insert(headers::REASON, reason);
                 }
@@ -96,6 +97,7 @@ impl Reply {
 fn switched(
     conn: &Conn,
     mut response: Response<Incoming>,
+    has: Marks,
     mut served: Served,
     upgrade: bool,
     record: Record,
@@ -107,8 +109,8 @@ fn switched(
         return Failed::with(Reason::UpstreamProtocolError, "101 without having been asked for").answer(record);
     };
     let protocol = response.headers().get(header::UPGRADE).cloned();
-    headers::strip_hop_by_hop(response.headers_mut());
-    headers::strip_ours(response.headers_mut());
+    headers::strip_hop_by_hop(response.headers_mut(), has);
+    headers::strip_ours(response.headers_mut(), has);
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     if let Some(protocol) = protocol {
         response.headers_mut().insert(header::UPGRADE, protocol);

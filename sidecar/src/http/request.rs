@@ -14,6 +14,7 @@ use super::{
     classify::{Call, Whither, classify},
     headers,
     incoming::Incoming,
+    marks::Marks,
     plan::{Plan, To, own_fields, prepare},
     reply::Reply,
     tries::{Aim, Lost, Sent, Tried, Within, timed},
@@ -21,6 +22,7 @@ use super::{
 };
 use crate::{
     balance::{Admitted, Failure, LimitKind, Outcome, PickError, Refused, Upstream},
+    clock,
     demand::{DemandError, Ready},
     policy::{
         access,
@@ -35,11 +37,15 @@ use crate::{
 
 /// Proxies one HTTP request: decide, act, record.
 pub async fn proxy(conn: &Rc<Conn>, request: Request<Incoming>) -> Response<Body> {
-    let record = Record::start(conn, &request);
+    let has = Marks::of(request.headers());
+    let record = Record::start(conn, &request, has);
     let connect = request.method() == Method::CONNECT;
-    let switches = connect || headers::names_upgrade(request.headers()).is_some() && request.body().is_end_stream();
+    let upgrades = has.has(Marks::UPGRADE)
+        && headers::names_upgrade(request.headers()).is_some()
+        && request.body().is_end_stream();
+    let switches = connect || upgrades;
     let http1 = request.version() != Version::HTTP_2;
-    let reply = steps(conn, request, &record).await;
+    let reply = steps(conn, request, has, &record).await;
     // answer: the upstream's, edited, or one that names what failed.
     // record: at the last byte of the answer, whichever it is.
     let mut answer = match reply {
@@ -59,14 +65,14 @@ pub fn refuse(conn: &Rc<Conn>, reason: Reason) -> Response<Body> {
     // Nothing of it is believed, so nothing of it is shown.
     let mut request = Request::new(());
     *request.method_mut() = Method::from_bytes(b"WEFT-REFUSED").expect("letters and a dash are a token");
-    let record = Record::start(conn, &request);
+    let record = Record::start(conn, &request, Marks::default());
     Failed::from(reason).answer(record)
 }
 
-async fn steps(conn: &Rc<Conn>, request: Request<Incoming>, record: &Record) -> Result<Reply, Failed> {
+async fn steps(conn: &Rc<Conn>, request: Request<Incoming>, has: Marks, record: &Record) -> Result<Reply, Failed> {
     let (mut parts, incoming) = request.into_parts();
     // classify: what is it, whom does it ask for?
-    let call = classify(conn, &mut parts)?;
+    let call = classify(conn, &mut parts, has)?;
     if parts.method == Method::CONNECT {
         return Box::pin(connect(conn, call, record)).await;
     }
@@ -190,13 +196,13 @@ async fn exchange(
         };
         let circumstances = Circumstances { replayable: replayable(body.as_ref()), response_begun: false };
         let verdict = again.map(|attempt| {
-            plan.retry.after(attempt, circumstances, &plan.deadline, plan.budget, Instant::now(), fastrand::u64(..))
+            plan.retry.after(attempt, circumstances, &plan.deadline, plan.budget, clock::now(), fastrand::u64(..))
         });
         match (verdict, ended) {
             (Some(Verdict::Retry { backoff, replay }), ended) => {
                 tried.next(replay);
                 if let Ok(mut sent) = ended {
-                    sent.served.finish(outcome(sent.response.status().as_u16(), sent.grpc()), Instant::now());
+                    sent.served.finish(outcome(sent.response.status().as_u16(), sent.grpc()), clock::now());
                 }
                 if !backoff.is_zero() {
                     tokio::time::sleep(backoff).await;
@@ -235,7 +241,7 @@ fn finish(
             }
             if let Some(admitted) = &mut plan.admitted
                 && let To::Mesh(upstream) = plan.to
-                && let Some(change) = admitted.finish(lost.outcome, Instant::now())
+                && let Some(change) = admitted.finish(lost.outcome, clock::now())
             {
                 record.conn().worker.path.metrics.breaker(upstream.cluster(), &change);
             }
@@ -274,7 +280,7 @@ async fn one_try(
         aim.report(conn, lost.outcome);
     }
     // With an answer's head the clock was read.
-    let now = if ended.is_ok() { record.progressed() } else { Instant::now() };
+    let now = if ended.is_ok() { record.progressed() } else { clock::now() };
     let took = now.saturating_duration_since(began);
     record.waited(took);
     let result = match &ended {
@@ -295,7 +301,7 @@ async fn attempt(
     record: &Record,
 ) -> Result<Box<Sent>, Box<Lost>> {
     let careful = !is_idempotent(&parts.method);
-    let own = own_fields(plan, tried.number, &parts.headers);
+    let own = own_fields(plan, tried.number);
     let sending = Sending { plan, parts, own: &own };
     let mut fresh = tried.fresh;
     loop {
@@ -310,7 +316,7 @@ async fn attempt(
         match send(&mut lease, &aim.destination, sending, body).await {
             Ok(response) => {
                 record.progress();
-                return Ok(Box::new(Sent { response, served: aim.served(conn, lease) }));
+                return Ok(Box::new(Sent::new(response, aim.served(conn, lease))));
             }
             Err(missed) => match *missed {
                 // The pooled connection had ended; nothing was sent, so this is the same try.

@@ -4,13 +4,13 @@ use std::rc::Rc;
 
 use tokio::time::Instant;
 
-use crate::{http1, http2, io::Io, upstream::Wire, worker::Conn};
+use crate::{clock, http1, http2, io::Io, upstream::Wire, worker::Conn};
 
 /// Serves HTTP until the connection ends. `head_by`: deadline of the first head, counted from accept.
 pub async fn serve(conn: &Rc<Conn>, io: Io, wire: Wire, head_by: Instant) {
     match wire {
         Wire::Http1 => {
-            let rest = http1::server::serve(conn, io, head_by.into_std()).await;
+            let rest = clock::steady(http1::server::serve(conn, io, head_by.into_std())).await;
             let tunnel = conn.tunnel.take();
             if let (Some(tunnel), Some(rest)) = (tunnel, rest) {
                 Box::pin(tunnel.run(conn, rest)).await;

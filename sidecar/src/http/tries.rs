@@ -16,9 +16,11 @@ use super::{
     answer::{Failed, Served},
     headers,
     incoming::Incoming,
+    marks::Marks,
 };
 use crate::{
     balance::{Failure, Outcome, Picked},
+    clock,
     metrics::{AttemptKind, Speaks},
     policy::{backoff::parse_retry_after, retry::Attempt, timeouts::Bound},
     reason::{Executed, Reason},
@@ -68,7 +70,7 @@ impl Aim {
     pub(super) fn report(&mut self, conn: &Conn, outcome: Outcome) {
         if let Some(picked) = &mut self.picked
             && let Destination::Workload(upstream, endpoint) = &self.destination
-            && let Some(change) = picked.finish(outcome, Instant::now())
+            && let Some(change) = picked.finish(outcome, clock::now())
         {
             conn.worker.path.metrics.ejection(upstream.cluster(), endpoint.address(), &change);
         }
@@ -89,15 +91,25 @@ impl Aim {
 pub(super) struct Sent {
     pub(super) response: Response<Incoming>,
     pub(super) served: Served,
+    /// What the head has.
+    pub(super) has: Marks,
 }
 
 impl Sent {
+    pub(super) fn new(response: Response<Incoming>, served: Served) -> Self {
+        let has = Marks::of(response.headers());
+        Self { response, served, has }
+    }
+
     pub(super) fn grpc(&self) -> Option<u8> {
-        headers::grpc_status(self.response.headers())
+        if self.has.has(Marks::GRPC_STATUS) { headers::grpc_status(self.response.headers()) } else { None }
     }
 
     /// What the peer's sidecar says, when it is one.
     pub(super) fn told(&self) -> Option<Reason> {
+        if !self.has.has(Marks::REASON) {
+            return None;
+        }
         let mutual = self.served.lease.as_ref().is_some_and(|lease| lease.mutual);
         self.response.headers().get(headers::REASON).filter(|_| mutual).and_then(Reason::from_header)
     }
@@ -171,12 +183,12 @@ pub(super) async fn timed<T>(step: impl Future<Output = T>) -> (T, Duration) {
     let ended = poll_fn(|cx| {
         let polled = step.as_mut().poll(cx);
         if polled.is_pending() {
-            since.get_or_insert_with(Instant::now);
+            since.get_or_insert_with(clock::now);
         }
         polled
     });
     let ended = ended.await;
-    (ended, since.map_or(Duration::ZERO, |since| since.elapsed()))
+    (ended, since.map_or(Duration::ZERO, |since| clock::now().saturating_duration_since(since)))
 }
 
 /// How long a try may take.
@@ -205,7 +217,7 @@ impl Within<'_> {
                     return Poll::Pending;
                 };
                 ready!(alarm.poll(cx, at));
-                let now = Instant::now();
+                let now = clock::now();
                 if let Some((_, bound)) = self.until.filter(|(until, _)| *until <= now) {
                     return Poll::Ready(Err(Box::new(Lost::late(bound))));
                 }

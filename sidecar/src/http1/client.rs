@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Response, StatusCode, header, uri::PathAndQuery};
+use http::{HeaderMap, Method, Response, StatusCode, uri::PathAndQuery};
 use http_body::{Body as _, Frame};
 
 use super::{
@@ -24,6 +24,7 @@ use crate::{
     http::{
         body::{Body, BoxError},
         incoming::Incoming,
+        marks::Marks,
     },
     io::Io,
 };
@@ -139,18 +140,17 @@ impl Client {
         let mut channel = self.channel.borrow_mut();
         let out = channel.out();
         head::put_request_line(out, request.method, request.path);
-        for (name, value) in request.fields {
-            if !head::is_framing(name) && !request.own.contains_key(name) {
-                head::put_field(out, name.as_str(), value.as_bytes());
-            }
+        let own = (!request.own.is_empty()).then_some(request.own);
+        let put = head::put_fields(out, request.fields, own);
+        if let Some(own) = own {
+            head::put_fields(out, own, None);
         }
-        head::put_fields(out, request.own);
         let empty = body.is_end_stream();
         let length = body.size_hint().exact();
         match length {
             _ if empty => {
                 let expected = matches!(*request.method, Method::POST | Method::PUT | Method::PATCH);
-                if expected || request.fields.contains_key(header::CONTENT_LENGTH) {
+                if expected || put.length {
                     head::put_length(out, 0);
                 }
             }
@@ -158,8 +158,8 @@ impl Client {
             None => head::put_field(out, "transfer-encoding", b"chunked"),
         }
         out.extend_from_slice(b"\r\n");
-        let trailers = request.fields.contains_key(header::TRAILER);
-        *self.upload.borrow_mut() = (!empty).then_some(Upload { body, chunked: length.is_none(), trailers });
+        let upload = Upload { body, chunked: length.is_none(), trailers: put.trailer };
+        *self.upload.borrow_mut() = (!empty).then_some(upload);
     }
 
     /// Sends on what there is, until it is sent or either side must be waited for.
@@ -232,7 +232,7 @@ pub(super) fn put_frame(channel: &mut Channel, frame: Option<Frame<Bytes>>, last
     if chunked && (last || fields.is_some()) {
         channel.out().extend_from_slice(b"0\r\n");
         if let Some(fields) = fields.filter(|_| trailers) {
-            head::put_fields(channel.out(), &fields);
+            head::put_fields(channel.out(), &fields, None);
         }
         channel.out().extend_from_slice(b"\r\n");
     }
@@ -303,9 +303,11 @@ fn is_interim(status: StatusCode) -> bool {
 
 impl Client {
     fn answered(self: &Rc<Self>, method: &Method, mut answered: head::Answered) -> Result<Response<Incoming>, Flaw> {
-        let (length, clear) = head::answer_length(method, &mut answered)?;
+        let has = Marks::of(&answered.fields);
+        let (length, clear) = head::answer_length(method, &mut answered, has)?;
         let switched = answered.status == StatusCode::SWITCHING_PROTOCOLS;
-        if !clear || switched || length == Length::Close || !head::persists(answered.version, &answered.fields) {
+        let persists = head::persists(answered.version, &answered.fields, has.has(Marks::CONNECTION));
+        if !clear || switched || length == Length::Close || !persists {
             self.reusable.set(false);
         }
         let decoder = Decoder::new(length, Extensions::Skipped { bytes: 0 });

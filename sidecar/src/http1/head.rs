@@ -8,7 +8,8 @@ use http::{
     uri::PathAndQuery,
 };
 
-use super::strict::{Flaw, Length, malformed};
+use super::strict::{self, Flaw, Follows, Length, malformed};
+use crate::http::{headers, marks::Marks};
 
 /// Most fields of a head that the parser has room for; what may come in is bounded more tightly.
 pub const FIELDS: usize = 128;
@@ -18,24 +19,25 @@ const ADDED: usize = 3;
 /// First size of the buffer that a head is written to; allocators hand out what is below 1 KiB most quickly.
 const FIRST_WRITE: usize = 900;
 
-/// Reads a request's head that [`super::strict::check`] has let through.
+/// Reads a request's whole head.
 /// # Errors
-/// What the parser or the types do not take after all.
-pub fn request(head: Bytes) -> Result<Parts, Flaw> {
-    let mut space = [const { MaybeUninit::uninit() }; FIELDS];
-    let mut parsed = httparse::Request::new(&mut []);
-    let bad = malformed("request line or header fields that no parser takes");
-    match httparse::ParserConfig::default().parse_request_with_uninit_headers(&mut parsed, &head, &mut space) {
-        Ok(httparse::Status::Complete(_)) => {}
-        Ok(httparse::Status::Partial) | Err(_) => return Err(bad),
-    }
-    let (Some(method), Some(path)) = (parsed.method, parsed.path) else { return Err(bad) };
-    let mut request = Request::new(());
-    *request.method_mut() = Method::from_bytes(method.as_bytes()).map_err(|_token| bad)?;
-    *request.uri_mut() = Uri::from_maybe_shared(head.slice_ref(path.as_bytes())).map_err(|_uri| BAD_TARGET)?;
-    *request.version_mut() = version(parsed.version);
-    *request.headers_mut() = fields(&head, parsed.headers).ok_or(bad)?;
-    Ok(request.into_parts().0)
+/// What [`strict`] refuses, and what the types do not take after all.
+pub fn request(head: &Bytes) -> Result<(Parts, Follows), Flaw> {
+    const BAD: Flaw = malformed("header fields that no parser takes");
+    // The request line and the empty line are no fields.
+    let lines = memchr::memchr_iter(b'\n', head).count();
+    let mut fields = HeaderMap::with_capacity(lines.saturating_sub(2) + ADDED);
+    let (line, follows) = strict::read(head, |name, value| {
+        let name = field_name(name).ok_or(BAD)?;
+        fields.append(name, HeaderValue::from_maybe_shared(head.slice_ref(value)).map_err(|_value| BAD)?);
+        Ok(())
+    })?;
+    let (mut request, ()) = Request::new(()).into_parts();
+    request.method = Method::from_bytes(line.method).map_err(|_token| BAD)?;
+    request.uri = Uri::from_maybe_shared(head.slice_ref(line.target)).map_err(|_uri| BAD_TARGET)?;
+    request.version = if line.old { Version::HTTP_10 } else { Version::HTTP_11 };
+    request.headers = fields;
+    Ok((request, follows))
 }
 
 const BAD_TARGET: Flaw = malformed("a target that is no URI");
@@ -103,10 +105,31 @@ impl Span {
 
     fn field(&self, head: &Bytes) -> Option<(HeaderName, HeaderValue)> {
         let [name, value] = [self.name, self.value].map(|(start, end)| start as usize..end as usize);
-        let name = HeaderName::from_bytes(head.get(name)?).ok()?;
+        let name = field_name(head.get(name)?)?;
         head.get(value.clone())?;
         Some((name, HeaderValue::from_maybe_shared(head.slice(value)).ok()?))
     }
+}
+
+/// A field's name. Those that nearly every head has are known by sight, in the two ways in which they are written; the
+/// library reads them byte by byte, and allocates for those that are not in its own list.
+fn field_name(bytes: &[u8]) -> Option<HeaderName> {
+    Some(match bytes {
+        b"host" | b"Host" => header::HOST,
+        b"accept" | b"Accept" => header::ACCEPT,
+        b"user-agent" | b"User-Agent" => header::USER_AGENT,
+        b"accept-encoding" | b"Accept-Encoding" => header::ACCEPT_ENCODING,
+        b"connection" | b"Connection" => header::CONNECTION,
+        b"content-type" | b"Content-Type" => header::CONTENT_TYPE,
+        b"content-length" | b"Content-Length" => header::CONTENT_LENGTH,
+        b"date" | b"Date" => header::DATE,
+        b"server" | b"Server" => header::SERVER,
+        b"traceparent" => headers::TRACEPARENT,
+        b"weft-hops" => headers::HOPS,
+        b"x-forwarded-for" | b"X-Forwarded-For" => headers::FORWARDED_FOR,
+        b"x-forwarded-proto" | b"X-Forwarded-Proto" => headers::FORWARDED_PROTO,
+        other => return HeaderName::from_bytes(other).ok(),
+    })
 }
 
 fn version(minor: Option<u8>) -> Version {
@@ -126,7 +149,7 @@ pub(super) fn fields(head: &Bytes, parsed: &[httparse::Header<'_>]) -> Option<He
 /// How an answer's body ends (RFC 9112, 6.3). Where both say something, chunks win, and `reusable` is false.
 /// # Errors
 /// Lengths that disagree or are none.
-pub fn answer_length(method: &Method, answer: &mut Answered) -> Result<(Length, bool), Flaw> {
+pub fn answer_length(method: &Method, answer: &mut Answered, has: Marks) -> Result<(Length, bool), Flaw> {
     let status = answer.status;
     let bodyless = *method == Method::HEAD
         || status.is_informational()
@@ -134,7 +157,10 @@ pub fn answer_length(method: &Method, answer: &mut Answered) -> Result<(Length, 
     if bodyless {
         return Ok((Length::Sized(0), true));
     }
-    let length = content_length(&answer.fields)?;
+    let length = if has.has(Marks::CONTENT_LENGTH) { content_length(&answer.fields)? } else { None };
+    if !has.has(Marks::TRANSFER_ENCODING) {
+        return Ok((length.map_or(Length::Close, Length::Sized), length.is_some()));
+    }
     let mut codings = answer.fields.get_all(header::TRANSFER_ENCODING).iter();
     if let Some(last) = codings.next_back() {
         let chunked = last.as_bytes().rsplit(|byte| *byte == b',').next().unwrap_or_default();
@@ -175,9 +201,9 @@ pub fn connection_names(fields: &HeaderMap, token: &str) -> bool {
         .any(|named| named.trim().eq_ignore_ascii_case(token))
 }
 
-/// Whether the connection may serve another message after this one.
-pub fn persists(version: Version, fields: &HeaderMap) -> bool {
-    if !fields.contains_key(header::CONNECTION) {
+/// Whether the connection may serve another message after this one. `said`: there is a `Connection` field.
+pub fn persists(version: Version, fields: &HeaderMap, said: bool) -> bool {
+    if !said {
         return version == Version::HTTP_11;
     }
     match version {
@@ -215,13 +241,32 @@ pub fn put_field(out: &mut BytesMut, name: &str, value: &[u8]) {
     out.put_slice(b"\r\n");
 }
 
-/// Writes all fields but those that say where the message ends.
-pub fn put_fields(out: &mut BytesMut, fields: &HeaderMap) {
+/// What was among the fields that were written.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Put {
+    /// `connection`.
+    pub connection: bool,
+    /// `date`.
+    pub date: bool,
+    /// `trailer`.
+    pub trailer: bool,
+    /// `content-length`, which was left out.
+    pub length: bool,
+}
+
+/// Writes all fields but those that say where the message ends, and those that `own` has others of.
+pub fn put_fields(out: &mut BytesMut, fields: &HeaderMap, own: Option<&HeaderMap>) -> Put {
+    let mut put = Put::default();
     for (name, value) in fields {
-        if !is_framing(name) {
+        put.connection |= *name == header::CONNECTION;
+        put.date |= *name == header::DATE;
+        put.trailer |= *name == header::TRAILER;
+        put.length |= *name == header::CONTENT_LENGTH;
+        if !is_framing(name) && !own.is_some_and(|own| own.contains_key(name)) {
             put_field(out, name.as_str(), value.as_bytes());
         }
     }
+    put
 }
 
 /// Whether a field says where the message ends: the body that is sent decides that.

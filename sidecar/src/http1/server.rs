@@ -19,10 +19,11 @@ use super::{
     client::put_frame,
     decode::{Decoder, Piece},
     head,
-    strict::{self, Flaw, Follows, Length, Scan, Scanned},
+    strict::{Flaw, Follows, Scan, Scanned},
 };
 use crate::{
     alarm::Borrowed,
+    clock,
     http::{
         body::{Body, BoxError},
         incoming::Incoming,
@@ -138,9 +139,9 @@ async fn one(line: &Rc<Downstream>, parts: Parts, follows: Follows) -> Ended {
     let asked = Asked {
         method: parts.method.clone(),
         version: parts.version,
-        persists: head::persists(parts.version, &parts.headers),
+        persists: head::persists(parts.version, &parts.headers, follows.connection),
     };
-    let body = line.begin(&parts, follows.body);
+    let body = line.begin(&parts, follows);
     let answer = {
         let mut answering = pin!(proxy(conn, Request::from_parts(parts, body)));
         poll_fn(|cx| {
@@ -185,7 +186,7 @@ impl Downstream {
                     Err(flaw) => return Poll::Ready(refused(flaw)),
                     Ok(Scanned::Head(len)) => {
                         let head = channel.read.split_to(len).freeze();
-                        return Poll::Ready(parsed(head));
+                        return Poll::Ready(parsed(&head));
                     }
                     Ok(Scanned::Drop(len)) => channel.read.advance(len),
                     Ok(Scanned::More) => match channel.poll_fill(cx) {
@@ -202,7 +203,7 @@ impl Downstream {
             let deadline = match (first, waits) {
                 (Some(by), _) => by,
                 (None, Some((same, by))) if same == begun => by,
-                (None, _) => Instant::now() + if begun { bounds.head } else { bounds.keep_alive },
+                (None, _) => clock::now() + if begun { bounds.head } else { bounds.keep_alive },
             };
             waits = Some((begun, deadline));
             ready!(self.alarm.borrow_mut().poll(cx, deadline));
@@ -212,15 +213,16 @@ impl Downstream {
     }
 
     /// Makes ready for a request's body.
-    fn begin(self: &Rc<Self>, parts: &Parts, length: Length) -> Incoming {
-        *self.body.borrow_mut() = Decoder::new(length, Extensions::Refused);
+    fn begin(self: &Rc<Self>, parts: &Parts, follows: Follows) -> Incoming {
+        *self.body.borrow_mut() = Decoder::new(follows.body, Extensions::Refused);
         if self.body.borrow().is_done() {
             return Incoming::Empty;
         }
-        let expects = parts.version == Version::HTTP_11
+        let expects = follows.expect
+            && parts.version == Version::HTTP_11
             && parts.headers.get(header::EXPECT).is_some_and(|it| it.as_bytes().eq_ignore_ascii_case(b"100-continue"));
         self.expects.set(expects);
-        self.came.set(Instant::now());
+        self.came.set(clock::now());
         self.broken.set(false);
         Incoming::Request(RequestBody(Rc::clone(self)))
     }
@@ -249,13 +251,13 @@ impl Downstream {
             status == StatusCode::SWITCHING_PROTOCOLS || asked.method == Method::CONNECT && status.is_success();
         let draining = self.conn.worker.path.side(self.conn.direction()).is_draining();
         let mut form = Form {
-            persists: asked.persists && !draining && head::persists(Version::HTTP_11, &head.headers),
+            persists: asked.persists && !draining,
             chunked: false,
             bodyless: asked.method == Method::HEAD
                 || switched
                 || status.is_informational()
                 || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED),
-            trailers: head.headers.contains_key(header::TRAILER),
+            trailers: false,
             broke: false,
         };
         self.put_head(&asked, &head, &body, switched, &mut form);
@@ -282,7 +284,9 @@ impl Downstream {
         self.leave.set(false);
         let out = channel.out();
         head::put_status_line(out, asked.version, head.status);
-        head::put_fields(out, &head.headers);
+        let put = head::put_fields(out, &head.headers, None);
+        form.persists = form.persists && head::persists(Version::HTTP_11, &head.headers, put.connection);
+        form.trailers = put.trailer;
         let length = body.size_hint().exact();
         if form.bodyless {
             put_silent_length(out, asked, head, length);
@@ -294,10 +298,10 @@ impl Downstream {
         } else {
             form.persists = false;
         }
-        if !head.headers.contains_key(header::DATE) && !head.status.is_informational() {
+        if !put.date && !head.status.is_informational() {
             head::put_field(out, "date", httpdate::fmt_http_date(SystemTime::now()).as_bytes());
         }
-        if !switched && !head.headers.contains_key(header::CONNECTION) {
+        if !switched && !put.connection {
             match (form.persists, asked.version) {
                 (false, _) => head::put_field(out, "connection", b"close"),
                 (true, Version::HTTP_10) => head::put_field(out, "connection", b"keep-alive"),
@@ -351,7 +355,7 @@ impl Downstream {
         let written = self.channel.borrow().written;
         let (mut since, before) = self.went.get();
         if before != written {
-            since = Instant::now();
+            since = clock::now();
             self.went.set((since, written));
         }
         self.alarm.borrow_mut().poll(cx, since + self.conn.worker.path.bounds.stream_idle)
@@ -414,9 +418,8 @@ fn refused(flaw: Flaw) -> Next {
     Next::Refused(flaw.reason)
 }
 
-fn parsed(head: Bytes) -> Next {
-    let read = strict::check(&head).and_then(|follows| Ok((head::request(head)?, follows)));
-    match read {
+fn parsed(head: &Bytes) -> Next {
+    match head::request(head) {
         Ok((parts, follows)) => Next::Request(Box::new(parts), follows),
         Err(flaw) => refused(flaw),
     }
@@ -445,7 +448,7 @@ impl RequestBody {
         loop {
             match body.decode(&mut channel.read) {
                 Ok(Piece::Data(data)) => {
-                    line.came.set(Instant::now());
+                    line.came.set(clock::now());
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
                 Ok(Piece::Trailers(fields)) => return Poll::Ready(Some(Ok(Frame::trailers(fields)))),

@@ -1,7 +1,7 @@
 //! What a request's head may look like: whatever can be read in two ways is refused.
 //!
-//! Pure: bytes in, the head's end and how its body ends out, or a flaw. Nothing that is refused here reaches the parser
-//! behind it, so both always agree on where a message ends.
+//! Pure: bytes in, the head's end, its fields and how its body ends out, or a flaw. Whoever makes types of a head takes
+//! the fields from here: there is no second reading that could differ from this one.
 
 use crate::reason::Reason;
 
@@ -42,6 +42,21 @@ pub struct Follows {
     /// CONNECT, or another protocol is asked for: after this head the stream is no longer HTTP/1, unless it is refused,
     /// and then the connection ends.
     pub switches: bool,
+    /// There is a `Connection` field.
+    pub connection: bool,
+    /// There is an `Expect` field.
+    pub expect: bool,
+}
+
+/// The request line.
+#[derive(Debug, Clone, Copy)]
+pub struct RequestLine<'h> {
+    /// A token.
+    pub method: &'h [u8],
+    /// Printable bytes.
+    pub target: &'h [u8],
+    /// HTTP/1.0.
+    pub old: bool,
 }
 
 /// How a body ends.
@@ -112,43 +127,64 @@ struct Head {
     chunked: bool,
     hosts: u8,
     upgrade: bool,
+    connection: bool,
+    expect: bool,
     fields: usize,
 }
 
-/// Checks a whole head: it ends with the empty line, and every LF in it follows a CR.
+/// Reads a whole head: it ends with the empty line, and every LF in it follows a CR. `field` is given each field, the
+/// value without the space around it; what it refuses is refused.
 /// # Errors
 /// What is wrong with it.
-pub fn check(head: &[u8]) -> Result<Follows, Flaw> {
-    Head::check(head)
+pub fn read<'h>(
+    head: &'h [u8],
+    mut field: impl FnMut(&'h [u8], &'h [u8]) -> Result<(), Flaw>,
+) -> Result<(RequestLine<'h>, Follows), Flaw> {
+    let mut rest = head;
+    let line = request_line(next_line(&mut rest))?;
+    let mut seen = Head::default();
+    loop {
+        let text = next_line(&mut rest);
+        if text.is_empty() {
+            break;
+        }
+        let (name, value) = seen.field(text)?;
+        field(name, value)?;
+    }
+    Ok((line, seen.follows(line)?))
+}
+
+/// Takes a line off, without its CR LF. At the end there is none, which looks like an empty one.
+fn next_line<'h>(rest: &mut &'h [u8]) -> &'h [u8] {
+    let end = memchr::memchr(b'\n', rest).map_or(rest.len(), |at| at + 1);
+    let (line, after) = rest.split_at(end);
+    *rest = after;
+    &line[..line.len().saturating_sub(2)]
 }
 
 impl Head {
-    fn check(head: &[u8]) -> Result<Follows, Flaw> {
-        let mut lines = head[..head.len() - 2].split(|byte| *byte == b'\n').map(|line| &line[..line.len().max(1) - 1]);
-        let request = lines.next().unwrap_or_default();
-        let (connect, old) = request_line(request)?;
-        let mut seen = Self::default();
-        for line in lines.filter(|line| !line.is_empty()) {
-            seen.field(line)?;
-        }
-        if seen.length.is_some() && seen.chunked {
+    fn follows(&self, line: RequestLine<'_>) -> Result<Follows, Flaw> {
+        let connect = line.method == b"CONNECT";
+        if self.length.is_some() && self.chunked {
             return Err(ambiguous("both Content-Length and Transfer-Encoding"));
         }
-        if old && seen.chunked {
+        if line.old && self.chunked {
             return Err(ambiguous("HTTP/1.0 with Transfer-Encoding"));
         }
-        if !old && seen.hosts == 0 {
+        if !line.old && self.hosts == 0 {
             return Err(bad_host("no Host"));
         }
-        let bodyless = !seen.chunked && matches!(seen.length, Some(0) | None);
+        let bodyless = !self.chunked && matches!(self.length, Some(0) | None);
         if connect && !bodyless {
             return Err(ambiguous("CONNECT with a body"));
         }
-        let body = if seen.chunked { Length::Chunked } else { Length::Sized(seen.length.unwrap_or(0)) };
-        Ok(Follows { body, switches: connect || seen.upgrade && bodyless })
+        let body = if self.chunked { Length::Chunked } else { Length::Sized(self.length.unwrap_or(0)) };
+        let switches = connect || self.upgrade && bodyless;
+        Ok(Follows { body, switches, connection: self.connection, expect: self.expect })
     }
 
-    fn field(&mut self, line: &[u8]) -> Result<(), Flaw> {
+    /// Name and value of a field's line, which is not empty.
+    fn field<'h>(&mut self, line: &'h [u8]) -> Result<(&'h [u8], &'h [u8]), Flaw> {
         self.fields += 1;
         if self.fields > MAX_FIELDS {
             return Err(too_large("more than 100 header fields"));
@@ -170,15 +206,15 @@ impl Head {
             return Err(ambiguous("control byte in a header value"));
         }
         match name.len() {
-            4 if name.eq_ignore_ascii_case(b"host") => self.host(),
-            7 if name.eq_ignore_ascii_case(b"upgrade") => {
-                self.upgrade |= !value.eq_ignore_ascii_case(b"h2c");
-                Ok(())
-            }
-            14 if name.eq_ignore_ascii_case(b"content-length") => self.length(value),
-            17 if name.eq_ignore_ascii_case(b"transfer-encoding") => self.encoding(value),
-            _ => Ok(()),
+            4 if name.eq_ignore_ascii_case(b"host") => self.host()?,
+            6 if name.eq_ignore_ascii_case(b"expect") => self.expect = true,
+            7 if name.eq_ignore_ascii_case(b"upgrade") => self.upgrade |= !value.eq_ignore_ascii_case(b"h2c"),
+            10 if name.eq_ignore_ascii_case(b"connection") => self.connection = true,
+            14 if name.eq_ignore_ascii_case(b"content-length") => self.length(value)?,
+            17 if name.eq_ignore_ascii_case(b"transfer-encoding") => self.encoding(value)?,
+            _ => {}
         }
+        Ok((name, value))
     }
 
     fn host(&mut self) -> Result<(), Flaw> {
@@ -206,59 +242,52 @@ impl Head {
     }
 }
 
-/// (is CONNECT, is HTTP/1.0)
-fn request_line(line: &[u8]) -> Result<(bool, bool), Flaw> {
-    let mut words = line.split(|byte| *byte == b' ');
-    let (Some(method), Some(target), Some(version), None) = (words.next(), words.next(), words.next(), words.next())
-    else {
-        return Err(malformed("request line that is not three words"));
-    };
+fn request_line(line: &[u8]) -> Result<RequestLine<'_>, Flaw> {
+    const WORDS: Flaw = malformed("request line that is not three words");
+    let Some(first) = memchr::memchr(b' ', line) else { return Err(WORDS) };
+    let Some(last) = memchr::memrchr(b' ', line).filter(|last| *last > first) else { return Err(WORDS) };
+    let (method, target, version) = (&line[..first], &line[first + 1..last], &line[last + 1..]);
+    if memchr::memchr(b' ', target).is_some() {
+        return Err(WORDS);
+    }
     if method.is_empty() || !method.iter().all(|byte| token(*byte)) {
         return Err(malformed("method that is no token"));
     }
-    if target.is_empty() || target.iter().any(|byte| matches!(byte, 0..=32 | 127)) {
+    if target.is_empty() || any_control(target) || memchr::memchr(b'\t', target).is_some() {
         return Err(malformed("control byte in the target"));
     }
     match version {
-        b"HTTP/1.1" => Ok((method == b"CONNECT", false)),
-        b"HTTP/1.0" => Ok((method == b"CONNECT", true)),
+        b"HTTP/1.1" => Ok(RequestLine { method, target, old: false }),
+        b"HTTP/1.0" => Ok(RequestLine { method, target, old: true }),
         _ => Err(malformed("version other than HTTP/1.1 and HTTP/1.0")),
     }
 }
 
-/// What a byte may stand for, looked up rather than asked: every byte of every head is.
-static BYTES: [u8; 256] = {
-    let mut table = [0; 256];
+/// Which bytes a token may consist of, looked up rather than asked: every byte of every name is.
+static TOKEN: [bool; 256] = {
+    let mut table = [false; 256];
     let mut byte = 0;
     while byte < 256 {
-        let ascii = byte as u8;
-        if ascii.is_ascii_alphanumeric() {
-            table[byte] |= TOKEN;
-        }
-        if byte <= 8 || 10 <= byte && byte <= 31 || byte == 127 {
-            table[byte] |= CONTROL;
-        }
+        table[byte] = (byte as u8).is_ascii_alphanumeric();
         byte += 1;
     }
     let marks = b"!#$%&'*+-.^_`|~";
     let mut mark = 0;
     while mark < marks.len() {
-        table[marks[mark] as usize] |= TOKEN;
+        table[marks[mark] as usize] = true;
         mark += 1;
     }
     table
 };
-const TOKEN: u8 = 1;
-/// Not a part of any field's value.
-const CONTROL: u8 = 2;
 
 fn token(byte: u8) -> bool {
-    BYTES[usize::from(byte)] & TOKEN != 0
+    TOKEN[usize::from(byte)]
 }
 
-/// Looks at all of them without a branch for each.
+/// Whether there is a byte that is not a part of any field's value. Looks at all of them, without a branch for each, so
+/// that it becomes a few instructions for sixteen bytes.
 fn any_control(bytes: &[u8]) -> bool {
-    bytes.iter().fold(0, |seen, byte| seen | BYTES[usize::from(*byte)]) & CONTROL != 0
+    bytes.iter().fold(false, |seen, byte| seen | (*byte < 32) & (*byte != b'\t') | (*byte == 127))
 }
 
 fn trim(mut value: &[u8]) -> &[u8] {

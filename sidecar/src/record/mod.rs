@@ -20,7 +20,8 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, Version, head
 use weft_xds::resource::{Cluster, Route};
 
 use crate::{
-    http::headers,
+    clock,
+    http::{headers, marks::Marks},
     metrics::{AttemptKind, Flow, RequestKey, Speaks},
     reason::Reason,
     worker::Conn,
@@ -77,9 +78,9 @@ pub struct Record(Rc<Entry>);
 
 impl Record {
     /// A request's head has come.
-    pub fn start<B>(conn: &Rc<Conn>, request: &Request<B>) -> Self {
+    pub fn start<B>(conn: &Rc<Conn>, request: &Request<B>, has: Marks) -> Self {
         let speaks = match request.version() {
-            _ if headers::is_grpc(request.headers()) => Speaks::Grpc,
+            _ if has.has(Marks::CONTENT_TYPE) && headers::is_grpc(request.headers()) => Speaks::Grpc,
             Version::HTTP_2 => Speaks::Http2,
             _ => Speaks::Http1,
         };
@@ -99,7 +100,7 @@ impl Record {
     }
 
     fn new(conn: &Rc<Conn>, speaks: Speaks, method: Method, uri: Uri, host: Option<HeaderValue>) -> Self {
-        let now = Instant::now();
+        let now = clock::now();
         conn.busy.set(conn.busy.get() + 1);
         Self(Rc::new(Entry {
             conn: Rc::clone(conn),
@@ -137,7 +138,7 @@ impl Record {
 
     /// The answer has come to its end.
     pub fn finish(&self) {
-        self.finish_at(Instant::now());
+        self.finish_at(clock::now());
     }
 
     /// The same by a clock that was just read.
@@ -166,7 +167,7 @@ impl Drop for Record {
             if self.0.code.get() == 0 {
                 self.0.code.set(Reason::ClientCancelled.status().as_u16());
             }
-            self.0.write(Instant::now());
+            self.0.write(clock::now());
         }
     }
 }
@@ -272,7 +273,7 @@ impl Entry {
 
     /// Something moved.
     pub fn progress(&self) {
-        self.progressed.set(Instant::now());
+        self.progressed.set(clock::now());
     }
 
     /// When something last moved.
@@ -282,7 +283,7 @@ impl Entry {
 
     /// The head of the answer goes out.
     pub fn answered<B>(&self, answer: &Response<B>) {
-        let took = self.started.elapsed();
+        let took = clock::now().saturating_duration_since(self.started);
         self.first_byte.set(Some(took));
         self.code.set(answer.status().as_u16());
         self.grpc_status(answer.headers());

@@ -74,8 +74,8 @@ fn value_passes(test: &HeaderTest, value: &str) -> bool {
     }
 }
 
-/// Removes, sets, adds, in this order.
-pub fn edit(edits: &HeaderEdits, headers: &mut HeaderMap) {
+/// Removes, sets, adds, in this order. Whether there was anything to do.
+pub fn edit(edits: &HeaderEdits, headers: &mut HeaderMap) -> bool {
     for name in &edits.remove {
         headers.remove(name);
     }
@@ -85,4 +85,5 @@ pub fn edit(edits: &HeaderEdits, headers: &mut HeaderMap) {
     for (name, value) in &edits.add {
         headers.append(name, HeaderValue::clone(value));
     }
+    !(edits.remove.is_empty() && edits.set.is_empty() && edits.add.is_empty())
 }

@@ -54,8 +54,8 @@ impl<'a> Target<'a> {
     /// # Errors
     /// [`TargetError`], when it can be read in two ways.
     pub fn parse(raw: &'a str) -> Result<Self, TargetError> {
-        let (path, query) = match raw.split_once('?') {
-            Some((path, query)) => (path, Some(query)),
+        let (path, query) = match memchr::memchr(b'?', raw.as_bytes()) {
+            Some(at) => (&raw[..at], Some(&raw[at + 1..])),
             None => (raw, None),
         };
         if !path.starts_with('/') {
@@ -73,7 +73,8 @@ impl<'a> Target<'a> {
             Cow::Borrowed(path) => clean(path),
             Cow::Owned(path) => Cow::Owned(clean(&path).into_owned()),
         };
-        if clean.split('/').any(|segment| segment.starts_with(".;") || segment.starts_with("..;")) {
+        let parameters = memchr::memchr(b';', clean.as_bytes()).is_some();
+        if parameters && clean.split('/').any(|segment| segment.starts_with(".;") || segment.starts_with("..;")) {
             return Err(TargetError::DotParameter);
         }
         Ok(Self { path: clean, query })
@@ -177,6 +178,10 @@ pub(super) fn clean(path: &str) -> Cow<'_, str> {
 }
 
 fn is_clean(path: &str) -> bool {
+    // Without a dot or another slash after any slash there is nothing to look at more closely.
+    if !path.as_bytes().windows(2).any(|pair| pair[0] == b'/' && matches!(pair[1], b'/' | b'.')) {
+        return true;
+    }
     let mut segments = path.split('/').skip(1).peekable();
     while let Some(segment) = segments.next() {
         let last = segments.peek().is_none();

@@ -18,6 +18,7 @@ use weft_identity::SpiffeId;
 use super::{ConnectFailure, Destination, Link, Wire, connect};
 use crate::{
     balance::{LimitKind, LimitPermit},
+    clock,
     http1::client::Client,
     http2::client as http2,
     io::Io,
@@ -119,7 +120,7 @@ impl StreamGuard {
 
 impl Drop for StreamGuard {
     fn drop(&mut self) {
-        self.shared.since.set(Instant::now());
+        self.shared.since.set(clock::now());
     }
 }
 
@@ -132,7 +133,7 @@ impl Lease {
             let mut idle = self.host.idle.borrow_mut();
             if idle.len() < MAX_IDLE {
                 link.client.rest();
-                idle.push(Idle { link, since: Instant::now() });
+                idle.push(Idle { link, since: clock::now() });
             }
         }
         self.host.freed.notify_one();
@@ -327,7 +328,10 @@ impl Host {
             }
             let Idle { link, since } = self.idle.borrow_mut().pop()?;
             let mutual = link.peer.is_some();
-            if since.elapsed() < self.keep.get() && proves(to, link.peer.as_deref()) && !link.client.is_stale() {
+            if clock::now().saturating_duration_since(since) < self.keep.get()
+                && proves(to, link.peer.as_deref())
+                && !link.client.is_stale()
+            {
                 return Some(Lease { sender: Sender::Http1(link), reused: true, mutual, host: Rc::clone(self) });
             }
         }
