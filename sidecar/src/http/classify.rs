@@ -19,6 +19,10 @@ pub struct Named {
     pub authority: Authority<'static>,
     /// Where it goes.
     pub whither: Whither,
+    /// What the next hop's Host will say.
+    pub sent: HeaderValue,
+    /// The Host field says that already.
+    pub kept: bool,
     /// As the request line had it.
     line: Option<Box<str>>,
     /// As the Host field had it.
@@ -113,9 +117,21 @@ fn named(conn: &Conn, uri: &Uri, parts: &Parts) -> Result<Rc<Named>, Failed> {
     };
     // A copy of its own: the field's bytes are part of a whole head.
     let field = field.and_then(|field| HeaderValue::from_bytes(field.as_bytes()).ok());
-    let named = Rc::new(Named { authority, whither, line: line.map(Box::from), field });
+    let (sent, kept) = sent(&conn.origin, &authority, field.as_ref());
+    let named = Rc::new(Named { authority, whither, sent, kept, line: line.map(Box::from), field });
     *last = Some(Rc::clone(&named));
     Ok(named)
+}
+
+/// What the next hop's Host will say, and whether that is what the field says. A fixed authority is the name that counts;
+/// what the application calls its local port by is nobody's name.
+fn sent(origin: &Origin, authority: &Authority<'_>, field: Option<&HeaderValue>) -> (HeaderValue, bool) {
+    let unknown = || HeaderValue::from_static("unknown");
+    match (origin, field) {
+        (Origin::Fixed(key), _) => (HeaderValue::from_str(key).unwrap_or_else(|_key| unknown()), false),
+        (Origin::Outbound | Origin::Inbound(_), Some(host)) if host == authority.host() => (host.clone(), true),
+        _ => (HeaderValue::from_str(&authority.to_string()).unwrap_or_else(|_host| unknown()), false),
+    }
 }
 
 /// The host: the URI's, else the Host field. Both, if they are there, must say the same.

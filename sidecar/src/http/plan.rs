@@ -32,6 +32,8 @@ pub struct Plan<'p> {
     pub(crate) path: PathAndQuery,
     /// What Host or `:authority` will say.
     pub(super) host: HeaderValue,
+    /// The Host field says so already.
+    pub(super) host_kept: bool,
     pub(super) wire: Wire,
     pub(super) retry: RetryPlan<'p>,
     pub(super) budget: &'p Budget,
@@ -88,6 +90,7 @@ impl<'p> Plan<'p> {
         }
         if let Some(host) = &forward.host_rewrite {
             plan.host = host.clone();
+            plan.host_kept = false;
         }
         let http2 = match upstream.cluster().protocol {
             Protocol::Http2 | Protocol::Grpc => true,
@@ -127,21 +130,14 @@ impl<'p> Plan<'p> {
                 PathAndQuery::try_from(format!("{}{query}", head.path)).ok()
             }
         };
-        // A fixed authority is the name that counts; what the application calls its local port by is nobody's name.
-        let host = match &conn.origin {
-            Origin::Fixed(key) => HeaderValue::from_str(key).ok(),
-            Origin::Outbound | Origin::Inbound(_) => match head.headers.get(header::HOST) {
-                Some(host) if host == call.named.authority.host() => Some(host.clone()),
-                _ => HeaderValue::from_str(&call.named.authority.to_string()).ok(),
-            },
-        };
         let asked = || headers::asks_upgrade(head.headers).filter(|_| record.speaks() == Speaks::Http1);
         let upgrade = if call.has.has(Marks::UPGRADE) { asked() } else { None };
         Self {
             to,
             admitted: None,
             path: path.unwrap_or_else(|| PathAndQuery::from_static("/")),
-            host: host.unwrap_or_else(|| HeaderValue::from_static("unknown")),
+            host: call.named.sent.clone(),
+            host_kept: call.named.kept,
             wire: Wire::Http1,
             retry: RetryPlan::new(Some(&REPLAY_ONLY), head.method),
             budget: &conn.worker.app_budget,
@@ -198,6 +194,7 @@ pub(super) fn prepare(conn: &Conn, plan: &mut Plan<'_>, fields: &mut HeaderMap, 
     for edits in plan.edits.into_iter().flatten() {
         if edit(edits, fields) {
             plan.has = Marks::of(fields);
+            plan.host_kept = false;
         }
     }
     if let Some(to) = &plan.upgrade {
@@ -205,6 +202,7 @@ pub(super) fn prepare(conn: &Conn, plan: &mut Plan<'_>, fields: &mut HeaderMap, 
         fields.insert(header::UPGRADE, to.clone());
     }
     match plan.wire {
+        Wire::Http1 if plan.host_kept => {}
         Wire::Http1 => {
             fields.insert(header::HOST, plan.host.clone());
         }

@@ -19,13 +19,12 @@ const ADDED: usize = 3;
 /// First size of the buffer that a head is written to; allocators hand out what is below 1 KiB most quickly.
 const FIRST_WRITE: usize = 900;
 
-/// Reads a request's whole head.
+/// Reads a request's whole head, of so many `lines`.
 /// # Errors
 /// What [`strict`] refuses, and what the types do not take after all.
-pub fn request(head: &Bytes) -> Result<(Parts, Follows), Flaw> {
+pub fn request(head: &Bytes, lines: usize) -> Result<(Parts, Follows), Flaw> {
     const BAD: Flaw = malformed("header fields that no parser takes");
     // The request line and the empty line are no fields.
-    let lines = memchr::memchr_iter(b'\n', head).count();
     let mut fields = HeaderMap::with_capacity(lines.saturating_sub(2) + ADDED);
     let (line, follows) = strict::read(head, |name, value| {
         let name = field_name(name).ok_or(BAD)?;

@@ -6,6 +6,7 @@
 pub mod channel;
 pub mod chunk;
 pub mod client;
+mod date;
 pub mod decode;
 pub mod head;
 pub mod server;

@@ -6,7 +6,7 @@ use std::{
     pin::{Pin, pin},
     rc::Rc,
     task::{Context, Poll, ready},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -17,6 +17,7 @@ use super::{
     channel::Channel,
     chunk::Extensions,
     client::put_frame,
+    date,
     decode::{Decoder, Piece},
     head,
     strict::{Flaw, Follows, Scan, Scanned},
@@ -184,9 +185,9 @@ impl Downstream {
             loop {
                 match scan.step(&channel.read) {
                     Err(flaw) => return Poll::Ready(refused(flaw)),
-                    Ok(Scanned::Head(len)) => {
+                    Ok(Scanned::Head { len, lines }) => {
                         let head = channel.read.split_to(len).freeze();
-                        return Poll::Ready(parsed(&head));
+                        return Poll::Ready(parsed(&head, lines));
                     }
                     Ok(Scanned::Drop(len)) => channel.read.advance(len),
                     Ok(Scanned::More) => match channel.poll_fill(cx) {
@@ -299,7 +300,7 @@ impl Downstream {
             form.persists = false;
         }
         if !put.date && !head.status.is_informational() {
-            head::put_field(out, "date", httpdate::fmt_http_date(SystemTime::now()).as_bytes());
+            date::with_now(|now| head::put_field(out, "date", now));
         }
         if !switched && !put.connection {
             match (form.persists, asked.version) {
@@ -418,8 +419,8 @@ fn refused(flaw: Flaw) -> Next {
     Next::Refused(flaw.reason)
 }
 
-fn parsed(head: &Bytes) -> Next {
-    match head::request(head) {
+fn parsed(head: &Bytes, lines: usize) -> Next {
+    match head::request(head, lines) {
         Ok((parts, follows)) => Next::Request(Box::new(parts), follows),
         Err(flaw) => refused(flaw),
     }

@@ -17,8 +17,13 @@ pub struct Flaw {
 /// How far the bytes were understood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scanned {
-    /// The head ends after so many bytes.
-    Head(usize),
+    /// The head ends.
+    Head {
+        /// After so many bytes.
+        len: usize,
+        /// Its lines, the request line and the empty one among them.
+        lines: usize,
+    },
     /// So many bytes are to be dropped: empty lines before a request.
     Drop(usize),
     /// More bytes are needed.
@@ -32,6 +37,8 @@ pub struct Scan {
     scanned: usize,
     /// Start of the current line.
     line: usize,
+    /// Whole lines so far.
+    lines: usize,
 }
 
 /// What a head says of what follows it.
@@ -108,10 +115,14 @@ impl Scan {
             }
             let empty = end - 1 == self.line;
             self.scanned = end + 1;
+            self.lines += 1;
             if empty {
-                let head = self.scanned;
-                *self = Self::default();
-                return if head > MAX_HEAD { Err(too_large("head over 64 KiB")) } else { Ok(Scanned::Head(head)) };
+                let Self { scanned: len, lines, .. } = std::mem::take(self);
+                return if len > MAX_HEAD {
+                    Err(too_large("head over 64 KiB"))
+                } else {
+                    Ok(Scanned::Head { len, lines })
+                };
             }
             self.line = end + 1;
         }
@@ -192,16 +203,14 @@ impl Head {
         if matches!(line[0], b' ' | b'\t') {
             return Err(ambiguous("folded header line"));
         }
-        let Some(colon) = memchr::memchr(b':', line) else {
+        // No colon is part of a token: one look at each byte finds the end of the name and what is wrong with it.
+        let Some(end) = line.iter().position(|byte| !token(*byte)) else {
             return Err(malformed("header line without colon"));
         };
-        let (name, value) = (&line[..colon], trim(&line[colon + 1..]));
-        if name.last().is_some_and(|last| matches!(last, b' ' | b'\t')) {
-            return Err(ambiguous("space before the colon"));
+        if end == 0 || line[end] != b':' {
+            return Err(bad_name(line));
         }
-        if name.is_empty() || !name.iter().all(|byte| token(*byte)) {
-            return Err(malformed("header name that is no token"));
-        }
+        let (name, value) = (&line[..end], trim(&line[end + 1..]));
         if any_control(value) {
             return Err(ambiguous("control byte in a header value"));
         }
@@ -288,6 +297,16 @@ fn token(byte: u8) -> bool {
 /// that it becomes a few instructions for sixteen bytes.
 fn any_control(bytes: &[u8]) -> bool {
     bytes.iter().fold(false, |seen, byte| seen | (*byte < 32) & (*byte != b'\t') | (*byte == 127))
+}
+
+fn bad_name(line: &[u8]) -> Flaw {
+    match memchr::memchr(b':', line) {
+        None => malformed("header line without colon"),
+        Some(colon) if line[..colon].last().is_some_and(|last| matches!(last, b' ' | b'\t')) => {
+            ambiguous("space before the colon")
+        }
+        Some(_) => malformed("header name that is no token"),
+    }
 }
 
 fn trim(mut value: &[u8]) -> &[u8] {

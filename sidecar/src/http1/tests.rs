@@ -77,11 +77,12 @@ fn next_head(
             held.advance(len);
             Ok(true)
         }
-        Scanned::Head(len) => {
+        Scanned::Head { len, lines } => {
             let bytes = held.split_to(len).freeze();
             let (_line, follows) = read(&bytes, |_name, _value| Ok(()))?;
             *body = Decoder::new(follows.body, Extensions::Refused);
             *switched = follows.switches;
+            assert_eq!(lines, bytes.iter().filter(|byte| **byte == b'\n').count());
             out.extend_from_slice(&bytes);
             Ok(true)
         }
@@ -281,7 +282,7 @@ proptest! {
             prop_assert_eq!(parsed.parse(&passed), Ok(httparse::Status::Complete(passed.len())));
             let read: Vec<_> = parsed.headers.iter().map(|field| (field.name.to_ascii_lowercase(), field.value)).collect();
             prop_assert_eq!(parsed.path, Some(&*target));
-            let parts = match head::request(&passed.clone().into()) {
+            let parts = match head::request(&passed.clone().into(), 4) {
                 Ok((parts, _follows)) => parts,
                 Err(flaw) => {
                     prop_assert_eq!(flaw.rule, "a target that is no URI");
