@@ -191,10 +191,14 @@ impl Certs {
         if self.shown().bundle.is_some_and(|before| before.roots() == bundle.roots()) {
             return;
         }
-        save_bundle(&bundle, &self.shared.settings.data_dir);
         let count = bundle.roots().len();
-        match self.install(|state| state.bundle = Some(Arc::new(bundle))) {
-            Ok(()) => tracing::info!(roots = count, "trust bundle changed"),
+        let bundle = Arc::new(bundle);
+        // In force first: a root that was retired is not trusted for as long as the disk takes.
+        match self.install(|state| state.bundle = Some(Arc::clone(&bundle))) {
+            Ok(()) => {
+                tracing::info!(roots = count, "trust bundle changed");
+                save_bundle(&bundle, &self.shared.settings.data_dir);
+            }
             Err(error) => tracing::error!(%error, "the new trust bundle cannot be used"),
         }
     }
