@@ -3,6 +3,7 @@
 pub mod answer;
 pub mod body;
 pub mod classify;
+pub mod date;
 pub mod headers;
 pub mod incoming;
 pub mod marks;

@@ -6,7 +6,6 @@
 pub mod channel;
 pub mod chunk;
 pub mod client;
-mod date;
 pub mod decode;
 pub mod head;
 pub mod server;

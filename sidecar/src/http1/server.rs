@@ -17,7 +17,6 @@ use super::{
     channel::Channel,
     chunk::Extensions,
     client::put_frame,
-    date,
     decode::{Decoder, Piece},
     head,
     strict::{Flaw, Follows, Scan, Scanned},
@@ -27,6 +26,7 @@ use crate::{
     clock,
     http::{
         body::{Body, BoxError},
+        date,
         incoming::Incoming,
         request::{proxy, refuse},
     },
@@ -300,7 +300,7 @@ impl Downstream {
             form.persists = false;
         }
         if !put.date && !head.status.is_informational() {
-            date::with_now(|now| head::put_field(out, "date", now));
+            date::with_now(|now| head::put_field(out, "date", now.as_bytes()));
         }
         if !switched && !put.connection {
             match (form.persists, asked.version) {

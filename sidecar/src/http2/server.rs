@@ -1,12 +1,11 @@
 //! The server side of a connection: its requests, all in the task of the connection.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::Cell,
     future::{Future, poll_fn},
     pin::{Pin, pin},
     rc::Rc,
     task::{Context, Poll},
-    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
@@ -15,7 +14,7 @@ use h2::{
     RecvStream,
     server::{Builder, Connection, SendResponse},
 };
-use http::{HeaderValue, Method, Request, Response, header};
+use http::{Method, Request, Response, header};
 use http_body::Body as _;
 use tokio::time::Instant;
 
@@ -25,7 +24,8 @@ use super::{
 };
 use crate::{
     alarm::Borrowed,
-    http::{body::Body, incoming::Incoming, request::proxy},
+    clock,
+    http::{body::Body, date, incoming::Incoming, request::proxy},
     http1::strict::MAX_HEAD,
     io::Io,
     worker::Conn,
@@ -97,7 +97,8 @@ impl<L: Future<Output = ()>> Line<'_, L> {
                 while let Poll::Ready(next) = self.h2.poll_accept(&mut self.bells.context(WIRE)) {
                     match next {
                         Some(Ok((request, respond))) => {
-                            self.requests.push(Box::pin(one(Rc::clone(self.conn), request, respond)));
+                            let request = one(Rc::clone(self.conn), request, respond);
+                            self.requests.push(Box::pin(clock::steady(request)));
                             self.bells.ring(WORK);
                         }
                         Some(Err(error)) => return Poll::Ready(Err(error)),
@@ -193,7 +194,7 @@ async fn one(conn: Rc<Conn>, request: Request<RecvStream>, mut respond: SendResp
 fn http2(answer: Response<Body>) -> (Response<()>, Body) {
     let (mut head, body) = answer.into_parts();
     if !head.headers.contains_key(header::DATE) {
-        head.headers.insert(header::DATE, date());
+        date::with_now(|now| drop(head.headers.insert(header::DATE, now.clone())));
     }
     prepare(&mut head.headers, false);
     if !body.is_end_stream() {
@@ -218,28 +219,10 @@ async fn send_body(conn: &Conn, mut body: Outflow) {
         }
         let since = match blocked {
             Some((pieces, since)) if pieces == body.pieces => since,
-            _ => blocked.insert((body.pieces, std::time::Instant::now())).1,
+            _ => blocked.insert((body.pieces, clock::now())).1,
         };
         let alarm: &mut Borrowed = alarm.get_or_insert_with(|| conn.worker.alarms.take());
         alarm.poll(cx, since + idle)
     })
     .await;
-}
-
-thread_local! {
-    /// The date of the second that this is.
-    static DATE: RefCell<(u64, HeaderValue)> = const { RefCell::new((0, HeaderValue::from_static(""))) };
-}
-
-/// What a `date` field says now.
-fn date() -> HeaderValue {
-    let now = SystemTime::now();
-    let second = now.duration_since(UNIX_EPOCH).map_or(Duration::ZERO, |since| since).as_secs();
-    DATE.with_borrow_mut(|(of, text)| {
-        if *of != second {
-            let said = httpdate::fmt_http_date(now);
-            (*of, *text) = (second, HeaderValue::try_from(said).expect("letters, digits, commas and colons are valid"));
-        }
-        text.clone()
-    })
 }
