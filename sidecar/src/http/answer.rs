@@ -382,7 +382,7 @@ impl Drop for Answer {
         // An answer without a body is never polled; one of known length may not be polled to its end.
         let whole = self.is_end()
             || self.expected.is_some_and(|expected| self.record.bytes_sent() >= expected)
-            || matches!(self.from, From_::Here(_)) && *self.record.method() == http::Method::HEAD;
+            || *self.record.method() == http::Method::HEAD;
         if whole {
             self.complete();
         }

@@ -122,7 +122,7 @@ async fn run(
     });
     match ended.await {
         Ok(()) => {}
-        Err(Some(error)) => tracing::trace!(%error, "upstream connection ended"),
+        Err(Some(error)) => tracing::debug!(%error, "upstream connection ended"),
         Err(None) => tracing::debug!("an upstream does not answer PING: its connection is given up"),
     }
 }
