@@ -2,7 +2,7 @@
 
 use std::{
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use bytes::Bytes;
@@ -85,6 +85,10 @@ impl Outflow {
         // The first piece is sent whether there is room or not: it waits as well over there as here, and mostly there is.
         if self.pieces == 0 {
             return self.put(data, last);
+        }
+        // To be told of room at once, by a waker that was left for later, would be to be polled for nothing.
+        if self.stream.poll_reset(&mut Context::from_waker(Waker::noop())).is_ready() {
+            return Err(Stopped::Peer);
         }
         // All that is asked for is that there be room at all: what a stream asks for and has no use for yet, others lack.
         self.stream.reserve_capacity(1);

@@ -37,6 +37,8 @@ const STREAMS: u32 = 256;
 const RESETS: usize = 64;
 /// So often a connection and its requests take turns before others have theirs.
 const TURNS: u32 = 8;
+/// So often requests that can go on do so before what they have said goes out.
+const PASSES: u32 = 8;
 
 /// Serves requests until the connection ends. `preface_by`: deadline of the caller's first bytes.
 pub async fn serve(conn: &Rc<Conn>, io: Io, preface_by: Instant) {
@@ -106,8 +108,11 @@ impl<L: Future<Output = ()>> Line<'_, L> {
                     }
                 }
             }
-            if self.bells.heard(WORK) {
+            // Then all that can go on with it.
+            let mut passes = 0;
+            while passes < PASSES && self.bells.heard(WORK) {
                 while let Poll::Ready(Some(())) = self.requests.poll_next_unpin(&mut self.bells.context(WORK)) {}
+                passes += 1;
             }
             if self.bells.rest(cx) {
                 return Poll::Pending;
