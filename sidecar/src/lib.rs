@@ -41,6 +41,7 @@ pub mod route;
 pub mod settings;
 pub mod shared;
 pub mod snapshot;
+pub mod socket_options;
 pub mod sockets;
 pub mod start;
 pub mod tcp;

@@ -27,9 +27,9 @@ use crate::{
     reason::Reason,
     record::Record,
     shared::Sockets,
-    tcp,
+    socket_options, tcp,
     tls::{self, Session},
-    upstream::{Wire, prepare},
+    upstream::Wire,
     worker::{Conn, DataPath, Origin, Worker, inbound_port},
 };
 
@@ -139,7 +139,7 @@ async fn connection(worker: &Rc<Worker>, tcp: TcpStream, peer: SocketAddr, entra
             return;
         }
     }
-    prepare(&tcp);
+    socket_options::prepare(&tcp, peer);
     let head_by = Instant::now() + worker.path.bounds.head;
     match entrance {
         Entrance::Inbound => inbound(worker, tcp, peer, refuse, head_by).await,

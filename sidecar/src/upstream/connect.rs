@@ -2,7 +2,6 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use weft_identity::SpiffeId;
 
@@ -12,6 +11,7 @@ use crate::{
     metrics::Direction,
     reason::Reason,
     shared::Alpn,
+    socket_options,
     tls::{self, TlsFailure},
     worker::Worker,
 };
@@ -46,7 +46,7 @@ pub async fn connect(worker: &Worker, to: &Destination, alpn: Alpn) -> Result<Li
         Ok(Err(error)) => return Err(failure(to, Cause::of(&error), error.to_string())),
         Ok(Ok(tcp)) => tcp,
     };
-    prepare(&tcp);
+    socket_options::prepare(&tcp, to.address());
     let Some((sni, expected)) = to.tls() else {
         return Ok(Link { io: tcp.into(), peer: None, h2: None });
     };
@@ -100,15 +100,4 @@ fn failure(to: &Destination, cause: Cause, detail: String) -> ConnectFailure {
         (Destination::External(_), _) => Reason::ExternalConnectFailed,
     };
     ConnectFailure { reason, detail: detail.into() }
-}
-
-/// No delay for small writes, and probes that notice a peer that vanished.
-pub fn prepare(tcp: &TcpStream) {
-    const IDLE: Duration = Duration::from_secs(30);
-    let keepalive = TcpKeepalive::new().with_time(IDLE).with_interval(Duration::from_secs(10)).with_retries(3);
-    let set = tcp.set_nodelay(true).and_then(|()| SockRef::from(tcp).set_tcp_keepalive(&keepalive));
-    if let Err(error) = set {
-        // The connection works without; it was most likely closed already, which its first use will tell.
-        tracing::debug!(%error, "socket options");
-    }
 }

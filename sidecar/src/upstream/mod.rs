@@ -7,7 +7,7 @@ mod pool;
 mod send;
 
 pub use self::{
-    connect::{ConnectFailure, Link, connect, prepare},
+    connect::{ConnectFailure, Link, connect},
     pool::{Lease, Pools},
     send::{Missed, Sending, Stage, send},
 };
