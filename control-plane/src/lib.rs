@@ -14,11 +14,13 @@ use std::{ffi::OsString, process::ExitCode};
 use clap::Parser;
 use weft_telemetry::{log, shutdown::Shutdown};
 
+mod body;
 pub mod certificates;
 pub mod config;
 pub mod index;
 pub mod metrics;
 pub mod operator;
+mod outbox;
 pub mod peer;
 pub mod registry;
 pub mod serve;

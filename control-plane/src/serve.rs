@@ -2,11 +2,11 @@
 //!
 //! Everything is bounded: connections, the time of a handshake, of a request's head, of the ending.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
 use axum::{Router, body::Body};
 use http::{Request, Response};
-use hyper::body::Incoming;
+use hyper::{body::Incoming, server::conn::http2, service::Service};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
@@ -22,7 +22,21 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use weft_identity::tls::HandshakeFault;
 
-use crate::{certificates::Certificates, metrics::Metrics, peer::Peer};
+use crate::{body::Lent, certificates::Certificates, metrics::Metrics, peer::Peer};
+
+/// What is the same for HTTP/2 whichever way it was found to be that.
+macro_rules! bound_http2 {
+    ($builder:expr) => {
+        $builder
+            .timer(TokioTimer::new())
+            .keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE_ANSWER)
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_send_buf_size(MAX_SEND_BUFFER)
+            .max_header_list_size(64 * 1024)
+            .max_pending_accept_reset_streams(32)
+    };
+}
 
 /// A port and what answers on it.
 #[derive(Debug, Clone)]
@@ -64,8 +78,10 @@ impl Port {
                     let (port, stop, turns) = (port.clone(), stop.clone(), turns.clone());
                     connections.spawn(async move {
                         let _slot = slot;
-                        if let Some(stream) = Box::pin(port.handshake(stream, address, &turns)).await {
-                            Box::pin(port.connection(stream, address, stop)).await;
+                        // Boxed at once: what an await gives or takes by value has room in the task as long as it lives.
+                        let stream = Box::pin(port.handshake(stream, address, &turns)).await;
+                        if let Some(connection) = stream.map(|stream| port.connection(stream, address)) {
+                            port.drive(connection, address, stop).await;
                         }
                     });
                 }
@@ -135,22 +151,26 @@ impl Port {
         }
     }
 
-    async fn connection(&self, stream: TlsStream<TcpStream>, address: SocketAddr, stop: CancellationToken) {
+    /// HTTP over a stream whose handshake is done.
+    fn connection(&self, stream: TlsStream<TcpStream>, address: SocketAddr) -> Connection {
+        let (_, tls) = stream.get_ref();
+        let http2 = tls.alpn_protocol() == Some(b"h2");
+        let answers = Answers { router: self.router.clone(), peer: Peer::new(address, tls.peer_certificates()) };
+        let io = TokioIo::new(stream);
+        if http2 {
+            // Not by way of the other: room for every version would be kept.
+            let mut builder = http2::Builder::new(TokioExecutor::new());
+            Connection::Http2(Box::pin(bound_http2!(builder).serve_connection(io, answers)))
+        } else {
+            Connection::Any(Box::pin(builder().serve_connection(io, answers).into_owned()))
+        }
+    }
+
+    async fn drive(&self, connection: Connection, address: SocketAddr, stop: CancellationToken) {
         let _connected = self.metrics.connection(self.name);
-        let peer = Peer::new(address, stream.get_ref().1.peer_certificates());
-        let router = self.router.clone();
-        let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
-            request.extensions_mut().insert(peer.clone());
-            answer(router.clone(), request)
-        });
-        let builder = builder();
-        let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
-        let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = stop.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
+        let ended = match connection {
+            Connection::Http2(connection) => drive(connection, http2::Connection::graceful_shutdown, stop).await,
+            Connection::Any(connection) => drive(connection, auto::Connection::graceful_shutdown, stop).await,
         };
         if let Err(error) = ended {
             tracing::debug!(port = self.name, %address, %error, "a connection broke");
@@ -158,25 +178,58 @@ impl Port {
     }
 }
 
-async fn answer(router: Router, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
-    router.oneshot(request.map(Body::new)).await
+type Io = TokioIo<TlsStream<TcpStream>>;
+
+/// A connection, by what the client said in its handshake that it speaks.
+enum Connection {
+    Http2(Pin<Box<http2::Connection<Io, Answers, TokioExecutor>>>),
+    /// It did not say, or HTTP/1.1.
+    Any(Pin<Box<auto::Connection<'static, Io, Answers, TokioExecutor>>>),
+}
+
+/// Until the connection ends, or has been asked to when `stop` came.
+async fn drive<C, E>(
+    mut connection: Pin<Box<C>>,
+    goodbye: fn(Pin<&mut C>),
+    stop: CancellationToken,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>>
+where
+    C: Future<Output = Result<(), E>>,
+    E: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            goodbye(connection.as_mut());
+            connection.await
+        }
+    };
+    ended.map_err(Into::into)
+}
+
+/// The router behind one connection.
+struct Answers {
+    router: Router,
+    peer: Peer,
+}
+
+impl Service<Request<Incoming>> for Answers {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    /// Boxed, so that it is gone when the answer is there: streams are answered at once and live on for long.
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        request.extensions_mut().insert(self.peer.clone());
+        let answer = self.router.clone().oneshot(request.map(Body::new));
+        Box::pin(async move { Ok(answer.await?.map(|body| Body::new(Lent::new(body)))) })
+    }
 }
 
 fn builder() -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD)
-        .max_buf_size(64 * 1024)
-        .http2()
-        .timer(TokioTimer::new())
-        .keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE_ANSWER)
-        .max_concurrent_streams(MAX_STREAMS)
-        .max_send_buf_size(MAX_SEND_BUFFER)
-        .max_header_list_size(64 * 1024)
-        .max_pending_accept_reset_streams(32);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD).max_buf_size(64 * 1024);
+    bound_http2!(builder.http2());
     builder
 }
 

@@ -1,12 +1,8 @@
 //! The registration stream: a shell around [`Registry`] that speaks gRPC.
 
-use std::{net::IpAddr, pin::Pin, sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use tokio::{
-    sync::{mpsc, watch},
-    time::timeout,
-};
-use tokio_stream::{Stream, wrappers::ReceiverStream};
+use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use weft_identity::SpiffeId;
@@ -20,7 +16,12 @@ use super::{
     lease::{StreamId, Superseded},
     workload,
 };
-use crate::{index::Worlds, peer::Peer, xds::Sessions};
+use crate::{
+    index::Worlds,
+    outbox::{Gone, Messages, Outbox, outbox},
+    peer::Peer,
+    xds::Sessions,
+};
 
 /// `weft.v1.RegistryService`.
 #[derive(Debug, Clone)]
@@ -48,7 +49,7 @@ impl RegistryGrpc {
 
 #[tonic::async_trait]
 impl RegistryService for RegistryGrpc {
-    type RegisterStream = Pin<Box<dyn Stream<Item = Result<RegisterResponse, Status>> + Send>>;
+    type RegisterStream = Messages<Result<RegisterResponse, Status>>;
 
     async fn register(
         &self,
@@ -56,29 +57,33 @@ impl RegistryService for RegistryGrpc {
     ) -> Result<Response<Self::RegisterStream>, Status> {
         let peer = Peer::of(&request)?;
         let (identity, ip) = (peer.proven()?.clone(), peer.address.ip());
-        // Answers: a lease, and when leaving that all is done. A peer that reads neither is ended.
-        let (answers, stream) = mpsc::channel(4);
+        // A peer that reads no answer is ended.
+        let (mut answers, stream) = outbox();
         let mut messages = request.into_inner();
         let service = self.clone();
         // Ends with the stream: each read has a deadline, and the connection's end is an error of it.
         tokio::spawn(async move {
             let serving = async {
-                let lease = service.first(&mut messages, identity, ip).await?;
-                service.serve(lease, &mut messages, &answers).await
+                // Boxed: the task's memory is kept for as long as the stream lives.
+                let lease = Box::pin(service.first(&mut messages, identity, ip)).await?;
+                service.serve(lease, &mut messages, &mut answers).await
             };
             let ended = tokio::select! {
                 ended = serving => ended,
                 () = service.stop.cancelled() => Err(Status::unavailable("the control plane is going down")),
             };
             if let Err(status) = ended
-                && answers.send(Err(status)).await.is_err()
+                && !matches!(timeout(service.registry.ttl(), answers.send(Err(status))).await, Ok(Ok(())))
             {
                 tracing::debug!("a registration ended after its stream");
             }
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+        Ok(Response::new(stream))
     }
 }
+
+/// A lease, and when leaving that all is done.
+type Answers = Outbox<Result<RegisterResponse, Status>>;
 
 /// A workload's stream. Dropping it is the end of it for the registry.
 struct Lease {
@@ -133,14 +138,14 @@ impl RegistryGrpc {
         &self,
         lease: Lease,
         messages: &mut Streaming<RegisterRequest>,
-        answers: &mpsc::Sender<Result<RegisterResponse, Status>>,
+        answers: &mut Answers,
     ) -> Result<(), Status> {
         let ttl = self.registry.ttl();
         let granted = v1::Lease {
             ttl_milliseconds: u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX),
             revision: self.worlds.current().revision,
         };
-        answer(answers, register_response::Message::Lease(granted)).await?;
+        answer(answers, register_response::Message::Lease(granted), ttl).await?;
         loop {
             let message = timeout(ttl, messages.message())
                 .await
@@ -149,26 +154,41 @@ impl RegistryGrpc {
                 tracing::info!(workload = %lease.id, "the registration stream was closed");
                 return Ok(());
             };
-            match message.message {
+            let taken = match message.message {
                 Some(Message::Heartbeat(_)) => self.registry.heartbeat(&lease.id, lease.stream),
-                Some(Message::Health(report)) => {
-                    let why: String = report.reason.chars().filter(|c| !c.is_control()).take(256).collect();
-                    tracing::info!(workload = %lease.id, healthy = report.healthy, reason = why, "health");
-                    self.registry.health(&lease.id, lease.stream, report.healthy, &why).await
-                }
-                Some(Message::Drain(_)) => match self.drain(&lease).await {
-                    Ok(()) => {
-                        answer(answers, register_response::Message::Drained(v1::Drained {})).await?;
-                        Ok(())
-                    }
-                    Err(superseded) => Err(superseded),
-                },
-                Some(Message::Workload(_)) => {
-                    return Err(Status::invalid_argument("a stream registers one workload, once"));
-                }
-                None => return Err(Status::invalid_argument("an empty message")),
+                // Boxed: rare, and what it needs would have room in the task as long as the stream lives.
+                message => Box::pin(self.take(&lease, message, answers)).await?,
+            };
+            taken.map_err(|Superseded| {
+                Status::aborted("another stream registered this workload, or its lease ran out")
+            })?;
+        }
+    }
+
+    /// Takes what a workload says besides that it lives.
+    async fn take(
+        &self,
+        lease: &Lease,
+        message: Option<Message>,
+        answers: &mut Answers,
+    ) -> Result<Result<(), Superseded>, Status> {
+        match message {
+            Some(Message::Health(report)) => {
+                let why: String = report.reason.chars().filter(|c| !c.is_control()).take(256).collect();
+                tracing::info!(workload = %lease.id, healthy = report.healthy, reason = why, "health");
+                Ok(self.registry.health(&lease.id, lease.stream, report.healthy, &why).await)
             }
-            .map_err(|Superseded| Status::aborted("another stream registered this workload, or its lease ran out"))?;
+            Some(Message::Drain(_)) => {
+                let drained = self.drain(lease).await;
+                if drained.is_ok() {
+                    let message = register_response::Message::Drained(v1::Drained {});
+                    answer(answers, message, self.registry.ttl()).await?;
+                }
+                Ok(drained)
+            }
+            Some(Message::Workload(_)) => Err(Status::invalid_argument("a stream registers one workload, once")),
+            Some(Message::Heartbeat(_)) => Ok(self.registry.heartbeat(&lease.id, lease.stream)),
+            None => Err(Status::invalid_argument("an empty message")),
         }
     }
 
@@ -193,12 +213,13 @@ impl RegistryGrpc {
     }
 }
 
-async fn answer(
-    answers: &mpsc::Sender<Result<RegisterResponse, Status>>,
-    message: register_response::Message,
-) -> Result<(), Status> {
+async fn answer(answers: &mut Answers, message: register_response::Message, within: Duration) -> Result<(), Status> {
     let response = RegisterResponse { message: Some(message) };
-    answers.send(Ok(response)).await.map_err(|_| Status::cancelled("the stream ended"))
+    match timeout(within, answers.send(Ok(response))).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(Gone)) => Err(Status::cancelled("the stream ended")),
+        Err(_) => Err(Status::deadline_exceeded("the answers are not read")),
+    }
 }
 
 /// Longest that a leaving workload waits for others to learn of it.

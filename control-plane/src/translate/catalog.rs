@@ -124,7 +124,10 @@ impl Catalog {
         if inner.updates != updates {
             return Some(encoded);
         }
-        inner.by_source.entry(source).or_default().push(key.clone());
+        // One name for all.
+        let key = Key { name: encoded.name.clone(), ..key };
+        // Most sources have one resource.
+        inner.by_source.entry(source).or_insert_with(|| Vec::with_capacity(1)).push(key.clone());
         Some(inner.cache.entry(key).or_insert(encoded).clone())
     }
 

@@ -3,6 +3,7 @@
 //! A stream is woken by its client, by a change that concerns it, and by its age. What it sends waits in a channel of
 //! one; a client that does not read holds up nobody but itself, and finds what it missed merged.
 
+mod interested;
 mod protocol;
 mod sessions;
 mod status;
@@ -14,7 +15,6 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use parking_lot::RwLock;
 use prometheus::Registry;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use weft_proto::envoy::service::discovery::v3::{
@@ -126,8 +126,8 @@ impl Shared {
 
 #[tonic::async_trait]
 impl AggregatedDiscoveryService for Discovery {
-    type StreamAggregatedResourcesStream = ReceiverStream<Result<DiscoveryResponse, Status>>;
-    type DeltaAggregatedResourcesStream = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
+    type StreamAggregatedResourcesStream = stream::Responses<DiscoveryResponse>;
+    type DeltaAggregatedResourcesStream = stream::Responses<DeltaDiscoveryResponse>;
 
     async fn stream_aggregated_resources(
         &self,

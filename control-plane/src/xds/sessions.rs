@@ -18,7 +18,10 @@ use weft_identity::SpiffeId;
 use weft_proto::weft::v1;
 use weft_xds::resource::ResourceType;
 
-use super::status::{Metrics, RECHECK, Report, nack_to_wire, rfc3339};
+use super::{
+    interested::Interested,
+    status::{Metrics, RECHECK, Report, nack_to_wire, rfc3339},
+};
 use crate::{
     index::World,
     translate::{self, Changes, Client, Flavour, Source},
@@ -48,7 +51,7 @@ struct Now {
 #[derive(Debug, Default)]
 struct State {
     sessions: BTreeMap<u64, Known>,
-    interest: HashMap<Arc<Interest>, BTreeMap<u64, Names>>,
+    interest: HashMap<Arc<Interest>, Interested>,
 }
 
 /// A session, and what it is interested in: so that one that goes costs as much as it asked for.
@@ -66,7 +69,7 @@ enum Interest {
     EveryCluster,
 }
 
-/// What a session subscribed to because of one interest: a name or two. Each once.
+/// What a session subscribed to.
 type Names = Vec<(ResourceType, Arc<str>)>;
 
 /// One open stream, as others see it.
@@ -199,10 +202,7 @@ impl Sessions {
             Some((known, _)) => known.clone(),
             None => Arc::new(interest),
         };
-        let names = all.entry(interest.clone()).or_default().entry(session.id).or_default();
-        if !names.iter().any(|(known, subscribed)| *known == ty && *subscribed == *name) {
-            names.push((ty, name.clone()));
-        }
+        all.entry(interest.clone()).or_default().add(session.id, ty, name);
         if let Some(known) = sessions.get_mut(&session.id) {
             known.interests.insert(interest);
         }
@@ -215,15 +215,9 @@ impl Sessions {
 
     fn uninterested(&self, session: &Session, interest: &Interest, ty: ResourceType, name: &str) {
         let mut state = self.state.lock();
-        let Some(by_session) = state.interest.get_mut(interest) else { return };
-        if let Some(names) = by_session.get_mut(&session.id) {
-            names.retain(|(known, subscribed)| *known != ty || **subscribed != *name);
-            if names.is_empty() {
-                by_session.remove(&session.id);
-            }
-        }
-        let gone = !by_session.contains_key(&session.id);
-        if by_session.is_empty() {
+        let Some(interested) = state.interest.get_mut(interest) else { return };
+        let gone = !interested.drop_name(session.id, ty, name);
+        if interested.is_empty() {
             state.interest.remove(interest);
         }
         if gone && let Some(known) = state.sessions.get_mut(&session.id) {
@@ -387,17 +381,17 @@ impl State {
     fn concerned(&self, changes: &Changes) -> BTreeMap<u64, Names> {
         let mut out: BTreeMap<u64, Names> = BTreeMap::new();
         for source in &changes.sources {
-            let Some(by_session) = self.interest.get(&Interest::Source(source.clone())) else { continue };
-            for (id, names) in by_session {
-                out.entry(*id).or_default().extend(names.iter().cloned());
+            let Some(interested) = self.interest.get(&Interest::Source(source.clone())) else { continue };
+            for it in interested.iter() {
+                out.entry(it.session).or_default().push((it.ty, it.name.clone()));
             }
         }
         if !changes.clusters.is_empty()
-            && let Some(by_session) = self.interest.get(&Interest::EveryCluster)
+            && let Some(interested) = self.interest.get(&Interest::EveryCluster)
         {
-            for id in by_session.keys() {
+            for it in interested.iter() {
                 let clusters = changes.clusters.iter().map(|name| (ResourceType::Cluster, name.clone()));
-                out.entry(*id).or_default().extend(clusters);
+                out.entry(it.session).or_default().extend(clusters);
             }
         }
         out
@@ -459,9 +453,9 @@ impl Drop for Open {
         let mut state = self.sessions.state.lock();
         let known = state.sessions.remove(&self.session.id);
         for interest in known.into_iter().flat_map(|known| known.interests) {
-            let Some(by_session) = state.interest.get_mut(&interest) else { continue };
-            by_session.remove(&self.session.id);
-            if by_session.is_empty() {
+            let Some(interested) = state.interest.get_mut(&interest) else { continue };
+            interested.drop_session(self.session.id);
+            if interested.is_empty() {
                 state.interest.remove(&interest);
             }
         }

@@ -5,8 +5,6 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 use weft_identity::SpiffeId;
 use weft_proto::envoy::config::core::v3::Node;
@@ -22,54 +20,65 @@ use super::{
     status::Refusal,
 };
 use crate::{
+    outbox::{Messages, Outbox, outbox},
     peer::Peer,
     translate::{Catalog, Client, Flavour, source},
 };
 
-/// Starts the task of a stream. It ends with the stream: when the client goes, the channel closes.
+/// What a stream sends.
+pub(super) type Responses<R> = Messages<Result<R, Status>>;
+
+/// The task's end of it.
+type Outgoing<R> = Outbox<Result<R, Status>>;
+
+/// Starts the task of a stream. It ends with the stream: when the client goes, nobody takes responses any more.
 pub(super) fn spawn<P: Protocol>(
     shared: Arc<Shared>,
     peer: Peer,
-    requests: Streaming<P::Request>,
-) -> ReceiverStream<Result<P::Response, Status>> {
-    let (responses, stream) = mpsc::channel(1);
+    mut requests: Streaming<P::Request>,
+) -> Responses<P::Response> {
+    let (mut responses, stream) = outbox();
+    let (gone, address) = (stream.dropped(), peer.address);
     tokio::spawn(async move {
+        let running = async {
+            // Boxed: what is kept from await to await has room in the task as long as the stream lives.
+            let (mut stream, until) = Box::pin(open::<P>(&shared, peer, &mut requests)).await?;
+            stream.serve(&mut requests, &mut responses, until).await
+        };
         let ended = tokio::select! {
-            ended = run::<P>(&shared, &peer, requests, &responses) => ended,
-            () = responses.closed() => return,
+            ended = running => ended,
+            () = gone => return,
         };
         if let Err(status) = ended
             && responses.send(Err(status)).await.is_err()
         {
-            tracing::debug!(peer = %peer.address, "the client left before it could be told why its stream ends");
+            tracing::debug!(peer = %address, "the client left before it could be told why its stream ends");
         }
     });
-    ReceiverStream::new(stream)
+    stream
 }
 
-async fn run<P: Protocol>(
+/// Takes the first request, and learns from it who asks. Until when the stream may live is the second of what it returns.
+async fn open<P: Protocol>(
     shared: &Arc<Shared>,
-    peer: &Peer,
-    mut requests: Streaming<P::Request>,
-    responses: &mpsc::Sender<Result<P::Response, Status>>,
-) -> Result<(), Status> {
+    peer: Peer,
+    requests: &mut Streaming<P::Request>,
+) -> Result<(Box<Running<P>>, tokio::time::Instant), Status> {
     let first = match tokio::time::timeout(FIRST_MESSAGE, requests.message()).await {
         Ok(first) => first?.ok_or_else(|| Status::invalid_argument("the stream ended before its first request"))?,
         Err(_) => return Err(Status::deadline_exceeded("no first request came")),
     };
-    let (client, identity) = admit(shared, peer, P::node(&first))?;
+    let (client, identity) = admit(shared, &peer, P::node(&first))?;
     let open = shared.sessions.open(client, identity, peer.certificate_expiry);
-    let mut stream =
-        Running::<P> { shared, protocol: P::new(options(&open.session.client)), open, pushed: Pushed::default() };
-    let session = stream.open.session.clone();
+    let session = open.session.clone();
     tracing::info!(
         sidecar = %session.client.id, identity = %session.identity, agent = session.client.agent, from = %peer.address,
         protocol = P::NAME, "discovery stream opened"
     );
-    let ended = stream.serve(first, &mut requests, responses, lifetime(peer)).await;
-    let why = ended.as_ref().map_or_else(|status| status.message().to_owned(), |why| (*why).to_owned());
-    tracing::info!(sidecar = %session.client.id, why, "discovery stream closed");
-    ended.map(|_| ())
+    let protocol = P::new(options(&session.client));
+    let mut stream = Running::<P> { shared: shared.clone(), protocol, open, pushed: Pushed::default() };
+    stream.request(&session, first).inspect_err(|status| stream.closed(status.message()))?;
+    Ok((Box::new(stream), lifetime(&peer)))
 }
 
 /// Whether this certificate may speak for this node.
@@ -96,8 +105,8 @@ fn lifetime(peer: &Peer) -> tokio::time::Instant {
     tokio::time::Instant::now() + left.map_or(age, |left| left.min(age))
 }
 
-struct Running<'a, P> {
-    shared: &'a Arc<Shared>,
+struct Running<P> {
+    shared: Arc<Shared>,
     open: Open,
     protocol: P,
     pushed: Pushed,
@@ -111,16 +120,32 @@ struct Pushed {
     since: Option<Instant>,
 }
 
-impl<P: Protocol> Running<'_, P> {
+impl<P: Protocol> Running<P> {
     async fn serve(
         &mut self,
-        first: P::Request,
         requests: &mut Streaming<P::Request>,
-        responses: &mpsc::Sender<Result<P::Response, Status>>,
+        responses: &mut Outgoing<P::Response>,
+        until: tokio::time::Instant,
+    ) -> Result<(), Status> {
+        let ended = self.answer(requests, responses, until).await;
+        match &ended {
+            Ok(why) => self.closed(why),
+            Err(status) => self.closed(status.message()),
+        }
+        ended.map(|_| ())
+    }
+
+    fn closed(&self, why: &str) {
+        tracing::info!(sidecar = %self.open.session.client.id, why, "discovery stream closed");
+    }
+
+    async fn answer(
+        &mut self,
+        requests: &mut Streaming<P::Request>,
+        responses: &mut Outgoing<P::Response>,
         until: tokio::time::Instant,
     ) -> Result<&'static str, Status> {
         let session = self.open.session.clone();
-        self.request(&session, first)?;
         // Whether there may be something to send.
         let mut ready = true;
         loop {
@@ -135,10 +160,10 @@ impl<P: Protocol> Running<'_, P> {
                 }
                 // Only while nothing is to be sent: mail stays until it is taken, and would be chosen again and again.
                 () = session.mail(), if !ready => ready = true,
-                permit = responses.reserve(), if ready => {
-                    let Ok(permit) = permit else { return Ok("the client went") };
+                room = responses.room(), if ready => {
+                    let Ok(()) = room else { return Ok("the client went") };
                     match self.next(&session) {
-                        Some(response) => permit.send(Ok(response)),
+                        Some(response) => responses.put(Ok(response)),
                         None => ready = false,
                     }
                 }
@@ -213,11 +238,12 @@ impl<P: Protocol> Running<'_, P> {
 
     /// The next response. In one turn with the mail: what is found changed has been told.
     fn next(&mut self, session: &Session) -> Option<P::Response> {
-        let turn = self.shared.turn.read();
+        let shared = self.shared.clone();
+        let turn = shared.turn.read();
         self.mail(session);
-        let view = Scope { catalog: &self.shared.catalog, client: &session.client };
+        let view = Scope { catalog: &shared.catalog, client: &session.client };
         let response = self.protocol.next_response(&view);
-        let world = self.shared.catalog.world();
+        let world = shared.catalog.world();
         drop(turn);
         session.report.types(self.protocol.status());
         if response.is_none() && self.protocol.acked_all() {

@@ -327,6 +327,10 @@ impl DeltaSession {
             sent.push((name.clone(), 0));
             response.removed_resources.push(name.to_string());
         }
+        if state.dirty.is_empty() {
+            // An empty set keeps its last node.
+            state.dirty = BTreeSet::new();
+        }
         sent.sort();
         state.reply_due = false;
         self.last_nonce += 1;
@@ -376,8 +380,9 @@ impl DeltaSession {
 
     /// Where the client stands, for each type that it has asked for.
     pub fn status(&self) -> Vec<TypeStatus> {
+        let mut out = Vec::with_capacity(ResourceType::COUNT);
         let seen = ResourceType::ALL.into_iter().filter(|ty| self.types[ty.index()].seen);
-        seen.map(|ty| {
+        out.extend(seen.map(|ty| {
             let state = &self.types[ty.index()];
             let mut nacks: Vec<_> = state.nacks.iter().map(|(name, it)| (name.clone(), it.clone())).collect();
             nacks.sort_by(|a, b| a.0.cmp(&b.0));
@@ -391,8 +396,8 @@ impl DeltaSession {
                 pending: state.is_pending(),
                 nacks,
             }
-        })
-        .collect()
+        }));
+        out
     }
 }
 
