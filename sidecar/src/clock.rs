@@ -7,7 +7,7 @@
 use std::{
     cell::Cell,
     future::poll_fn,
-    pin::pin,
+    pin::{Pin, pin},
     task::{Context, Poll},
     time::Instant,
 };
@@ -46,6 +46,19 @@ pub async fn steady<T>(task: impl Future<Output = T>) -> T {
         task.as_mut().poll(cx)
     })
     .await
+}
+
+/// [`steady`] for a task that is in its box already, where it stays.
+#[derive(Debug)]
+pub struct Steady<F>(pub F);
+
+impl<F: Future + Unpin> Future for Steady<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let _still = Still::new();
+        Pin::new(&mut self.0).poll(cx)
+    }
 }
 
 struct Still {

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     alarm::Borrowed,
-    clock,
+    clock::{self, Steady},
     http::{body::Body, date, incoming::Incoming, request::proxy},
     http1::strict::MAX_HEAD,
     io::Io,
@@ -79,7 +79,7 @@ struct Line<'l, L> {
     conn: &'l Rc<Conn>,
     h2: Connection<Watched, Bytes>,
     /// In boxes: what is large is moved once, not with everything that is made around it.
-    requests: FuturesUnordered<Pin<Box<dyn Future<Output = ()>>>>,
+    requests: FuturesUnordered<Steady<Pin<Box<dyn Future<Output = ()>>>>>,
     alive: KeepAlive,
     /// Ends when no more requests are to come; `None`: the caller was told so.
     leaving: Option<Pin<&'l mut L>>,
@@ -100,7 +100,7 @@ impl<L: Future<Output = ()>> Line<'_, L> {
                     match next {
                         Some(Ok((request, respond))) => {
                             let request = one(Rc::clone(self.conn), request, respond);
-                            self.requests.push(Box::pin(clock::steady(request)));
+                            self.requests.push(Steady(Box::pin(request)));
                             self.bells.ring(WORK);
                         }
                         Some(Err(error)) => return Poll::Ready(Err(error)),
