@@ -150,16 +150,20 @@ pub fn next_hops(hops: u32) -> HeaderValue {
     }
 }
 
-/// Whether `connection: upgrade` and `upgrade` ask for another protocol (h2c is not one that is offered).
-pub fn asks_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
-    let to = names_upgrade(headers)?;
-    let asked = headers
+/// Whether `Connection` names `token`.
+pub fn connection_names(fields: &HeaderMap, token: &str) -> bool {
+    fields
         .get_all(header::CONNECTION)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
-        .any(|token| token.trim().eq_ignore_ascii_case("upgrade"));
-    asked.then(|| to.clone())
+        .any(|named| named.trim().eq_ignore_ascii_case(token))
+}
+
+/// Whether `connection: upgrade` and `upgrade` ask for another protocol (h2c is not one that is offered).
+pub fn asks_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
+    let to = names_upgrade(headers)?;
+    connection_names(headers, "upgrade").then(|| to.clone())
 }
 
 /// The `upgrade` header, unless it is h2c: after such a head the framing of the connection is no longer followed, and it

@@ -190,24 +190,14 @@ fn content_length(fields: &HeaderMap) -> Result<Option<u64>, Flaw> {
     Ok(found)
 }
 
-/// Whether `Connection` names `token`.
-pub fn connection_names(fields: &HeaderMap, token: &str) -> bool {
-    fields
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .any(|named| named.trim().eq_ignore_ascii_case(token))
-}
-
 /// Whether the connection may serve another message after this one. `said`: there is a `Connection` field.
 pub fn persists(version: Version, fields: &HeaderMap, said: bool) -> bool {
     if !said {
         return version == Version::HTTP_11;
     }
     match version {
-        Version::HTTP_10 => connection_names(fields, "keep-alive"),
-        _ => !connection_names(fields, "close"),
+        Version::HTTP_10 => headers::connection_names(fields, "keep-alive"),
+        _ => !headers::connection_names(fields, "close"),
     }
 }
 

@@ -38,6 +38,21 @@ async fn application<F: Future<Output = ()> + 'static>(
     .await
 }
 
+/// One that answers nothing; it tells `None` of each request, and then how its stream was reset.
+async fn silent_application() -> (SocketAddr, mpsc::Receiver<Option<Reason>>) {
+    let (told, reset) = mpsc::channel(8);
+    let app = application(move |request, mut respond| {
+        let told = told.clone();
+        async move {
+            drop(request);
+            told.send(None).await.unwrap();
+            let reason = poll_fn(|cx| respond.poll_reset(cx)).await.unwrap();
+            told.send(Some(reason)).await.unwrap();
+        }
+    });
+    (app.await, reset)
+}
+
 fn over_http2() -> Setup {
     Setup { protocol: Protocol::Http2, ..Setup::default() }
 }
@@ -174,23 +189,12 @@ fn a_reader_that_takes_nothing_for_too_long_gets_no_more() {
 #[test]
 fn a_caller_that_does_not_answer_ping_is_given_up() {
     stage(async {
-        let (told, mut reset) = mpsc::channel(8);
-        let app = application(move |request, mut respond| {
-            let told = told.clone();
-            async move {
-                drop(request);
-                told.send(None).await.unwrap();
-                let reason = poll_fn(|cx| respond.poll_reset(cx)).await.unwrap();
-                told.send(Some(reason)).await.unwrap();
-            }
-        })
-        .await;
+        let (app, mut reset) = silent_application().await;
         let mesh = Mesh::start(app, &over_http2());
         let mut stream = TcpStream::connect(mesh.outbound).await.unwrap();
         stream.write_all(&[OPENING, &request(1)].concat()).await.unwrap();
         assert_eq!(reset.recv().await, Some(None));
-        // All has been said by then; time may fly.
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        // The caller has said all that it will; time may fly.
         tokio::time::pause();
         let began = tokio::time::Instant::now();
         let given_up = tokio::time::timeout(Duration::from_secs(55), reset.recv()).await;
@@ -287,17 +291,7 @@ fn a_caller_that_gives_up_is_noticed() {
 #[test]
 fn requests_of_a_connection_that_ends_are_given_up() {
     stage(async {
-        let (told, mut reset) = mpsc::channel(8);
-        let app = application(move |request, mut respond| {
-            let told = told.clone();
-            async move {
-                drop(request);
-                told.send(None).await.unwrap();
-                let reason = poll_fn(|cx| respond.poll_reset(cx)).await.unwrap();
-                told.send(Some(reason)).await.unwrap();
-            }
-        })
-        .await;
+        let (app, mut reset) = silent_application().await;
         let mesh = Mesh::start(app, &over_http2());
         let stream = TcpStream::connect(mesh.outbound).await.unwrap();
         let (mut client, connection) = h2::client::handshake::<_>(stream).await.unwrap();
