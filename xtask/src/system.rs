@@ -29,9 +29,11 @@ pub fn packages(names: &[&str]) -> Result<()> {
     let mut args = vec!["install", "-y", "-qq", "--no-install-recommends"];
     args.extend(&missing);
     run::program(Path::new("/"), "apt-get", &args, &[("DEBIAN_FRONTEND", "noninteractive".to_owned())])?;
-    // Where services start by themselves, this one is not wanted: the benchmark starts its own.
-    if missing.contains(&"nginx-light") && Path::new("/run/systemd/system").exists() {
-        run::program(Path::new("/"), "systemctl", &["disable", "--now", "nginx"], &[])?;
+    // Where services start by themselves, these are not wanted: benchmark and tests start their own.
+    for (package, service) in [("nginx-light", "nginx"), ("prometheus", "prometheus")] {
+        if missing.contains(&package) && Path::new("/run/systemd/system").exists() {
+            run::program(Path::new("/"), "systemctl", &["disable", "--now", service], &[])?;
+        }
     }
     Ok(())
 }
@@ -47,6 +49,7 @@ fn installed(package: &str) -> bool {
         "libnginx-mod-stream" => &["test", "-e", "/usr/lib/nginx/modules/ngx_stream_module.so"],
         "valgrind" => &["valgrind", "--version"],
         "linux-perf" => &["perf", "--version"],
+        "prometheus" => &["promtool", "--version"],
         other => unreachable!("no way to look for {other}"),
     };
     Command::new(program[0]).args(&program[1..]).output().is_ok_and(|output| output.status.success())

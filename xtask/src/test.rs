@@ -94,7 +94,11 @@ fn mesh(root: &Path) -> Result<()> {
     system::packages(&["curl"])?;
     let venv = system::python(root)?;
     binaries(root)?;
-    let env = [("WEFT_INTEROP_VENV", venv.display().to_string()), ("WEFT_REQUIRE_INTEROP", "1".to_owned())];
+    let mut env = vec![("WEFT_INTEROP_VENV", venv.display().to_string()), ("WEFT_REQUIRE_INTEROP", "1".to_owned())];
+    match system::packages(&["prometheus"]) {
+        Ok(()) => env.push(("WEFT_REQUIRE_PROMETHEUS", "1".to_owned())),
+        Err(error) => eprintln!("xtask: left out, rules and dashboards in a real Prometheus: {error:#}"),
+    }
     run::program(root, env!("CARGO"), &["test", "-p", "weft-tests", "--locked", "--", "--test-threads=2"], &env)
 }
 

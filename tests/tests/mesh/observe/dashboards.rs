@@ -1,0 +1,126 @@
+//! The dashboards, read.
+
+use std::{collections::BTreeSet, path::Path};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+/// Panels that Grafana goes on having.
+const TYPES: &[&str] = &["row", "stat", "timeseries", "table", "heatmap"];
+
+/// Variables that Grafana itself has, and what they come to in a test.
+const BUILT_IN: &[(&str, &str)] = &[("$__rate_interval", "1m")];
+
+/// A dashboard.
+pub struct Dashboard {
+    file: String,
+    json: Value,
+}
+
+/// All dashboards of a folder.
+pub fn dashboards(folder: &Path) -> Result<Vec<Dashboard>> {
+    let read = |(file, text): (String, String)| {
+        let json = serde_json::from_str(&text).with_context(|| file.clone())?;
+        Ok(Dashboard { file, json })
+    };
+    super::files(folder, "json")?.into_iter().map(read).collect()
+}
+
+impl Dashboard {
+    /// Its uid, which links use.
+    pub fn uid(&self) -> &str {
+        self.json["uid"].as_str().unwrap_or_default()
+    }
+
+    /// Every expression, as it is with each value of its variables.
+    pub fn expressions(&self, services: &[String], workloads: &[String]) -> Vec<Vec<String>> {
+        let any = [".*".to_owned()];
+        let mut found = Vec::new();
+        for target in self.panels().iter().flat_map(|panel| list(&panel["targets"])) {
+            let Some(expression) = target["expr"].as_str() else { continue };
+            let mut forms = vec![expression.to_owned()];
+            for (name, value) in BUILT_IN {
+                forms = forms.into_iter().map(|form| form.replace(name, value)).collect();
+            }
+            for variable in self.variables() {
+                let values: &[String] = match variable["name"].as_str() {
+                    _ if variable["multi"] == true => &any,
+                    Some("service") => services,
+                    Some("workload") => workloads,
+                    _ => continue,
+                };
+                let name = format!("${}", variable["name"].as_str().unwrap_or_default());
+                let with = |form: &String| values.iter().map(|value| form.replace(&name, value)).collect::<Vec<_>>();
+                forms = forms.iter().flat_map(with).collect();
+                forms.sort();
+                forms.dedup();
+            }
+            found.push(forms);
+        }
+        found
+    }
+
+    /// Whether every panel says what it shows, in which unit and where, and reads only what is there.
+    ///
+    /// # Errors
+    /// At the first that does not.
+    pub fn check(&self) -> Result<()> {
+        let file = &self.file;
+        ensure!(
+            self.uid().starts_with("weft-") && self.json["title"].as_str().is_some_and(|t| t.starts_with("Weft / "))
+        );
+        let mut ids = BTreeSet::new();
+        let mut cells = BTreeSet::new();
+        for panel in self.panels() {
+            let title = panel["title"].as_str().with_context(|| format!("{file}: a panel has no title"))?;
+            ensure!(ids.insert(panel["id"].to_string()), "{file}: {title}: its id is taken");
+            let kind = panel["type"].as_str().unwrap_or_default();
+            ensure!(TYPES.contains(&kind), "{file}: {title}: `{kind}` is none of {TYPES:?}");
+            let place = |key: &str| panel["gridPos"][key].as_u64().unwrap_or_default();
+            ensure!(place("x") + place("w") <= 24, "{file}: {title} is too wide");
+            for x in place("x")..place("x") + place("w") {
+                for y in place("y")..place("y") + place("h") {
+                    ensure!(cells.insert((x, y)), "{file}: {title} lies over another panel");
+                }
+            }
+            if kind == "row" {
+                continue;
+            }
+            ensure!(
+                panel["description"].as_str().is_some_and(|text| text.len() > 10),
+                "{file}: {title}: no description"
+            );
+            ensure!(panel["fieldConfig"]["defaults"]["unit"].is_string(), "{file}: {title}: no unit");
+            ensure!(panel["datasource"]["uid"] == "${datasource}", "{file}: {title}: another data source");
+            ensure!(!list(&panel["targets"]).is_empty(), "{file}: {title} asks nothing");
+            for target in list(&panel["targets"]) {
+                self.check_variables(target["expr"].as_str().unwrap_or_default())
+                    .with_context(|| format!("{file}: {title}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_variables(&self, expression: &str) -> Result<()> {
+        ensure!(!expression.is_empty(), "no expression");
+        for rest in expression.split('$').skip(1) {
+            let name: String = rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+            let known = BUILT_IN.iter().any(|(built_in, _)| built_in[1..] == *name)
+                || self.variables().iter().any(|variable| variable["name"] == *name);
+            ensure!(known, "`${name}` is no variable of the dashboard");
+        }
+        Ok(())
+    }
+
+    fn panels(&self) -> &[Value] {
+        list(&self.json["panels"])
+    }
+
+    fn variables(&self) -> &[Value] {
+        list(&self.json["templating"]["list"])
+    }
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map(Vec::as_slice).unwrap_or_default()
+}
