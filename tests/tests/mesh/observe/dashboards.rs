@@ -94,8 +94,14 @@ impl Dashboard {
             ensure!(panel["datasource"]["uid"] == "${datasource}", "{file}: {title}: another data source");
             ensure!(!list(&panel["targets"]).is_empty(), "{file}: {title} asks nothing");
             for target in list(&panel["targets"]) {
-                self.check_variables(target["expr"].as_str().unwrap_or_default())
-                    .with_context(|| format!("{file}: {title}"))?;
+                let expression = target["expr"].as_str().unwrap_or_default();
+                self.check_variables(expression).with_context(|| format!("{file}: {title}"))?;
+                // A name would be one more column, and keep the rows of two expressions apart.
+                let nameless = ["sum by", "max by", "min by"].iter().any(|how| expression.starts_with(how));
+                ensure!(
+                    kind != "table" || nameless,
+                    "{file}: {title}: a table needs `sum by` or the like: {expression}"
+                );
             }
         }
         Ok(())
