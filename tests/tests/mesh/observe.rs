@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use http::{Method, Request, StatusCode, header};
+use http::{Request, StatusCode, header};
 use http_body_util::Full;
 use tokio::{net::TcpStream, time::Instant};
 use weft::launch::{SidecarPorts, Workload, WorkloadSpec};
