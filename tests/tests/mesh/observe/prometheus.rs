@@ -78,11 +78,18 @@ impl Prometheus {
 
     /// Waits until so many targets have answered.
     pub async fn has_scraped(&self, targets: usize) -> Result<()> {
-        wait_for("the first scrapes", START, async || {
+        let scraped = wait_for("the first scrapes", START, async || {
             let up = self.query("sum(up)").await.ok()?;
             (up.first().copied() == Some(targets as f64)).then_some(())
-        })
-        .await
+        });
+        if let Err(error) = scraped.await {
+            let seen = self.ask("/api/v1/targets").await?;
+            let said =
+                |target: &Value| format!("{}: {} {}", target["scrapeUrl"], target["health"], target["lastError"]);
+            let said: Vec<String> = list(&seen["activeTargets"]).iter().map(said).collect();
+            bail!("{error:#}: {said:#?}");
+        }
+        Ok(())
     }
 
     /// All rules, once each has been evaluated; a rule that fails is an error.
