@@ -13,7 +13,7 @@ use std::{ffi::OsString, process::ExitCode};
 
 use clap::Parser;
 
-use crate::settings::{Cli, Command, JOIN_TOKEN, Settings};
+use crate::settings::{Cli, Command, Flags, JOIN_TOKEN, Settings};
 
 pub mod admin;
 pub mod alarm;
@@ -47,6 +47,7 @@ pub mod start;
 pub mod tcp;
 pub mod tls;
 pub mod upstream;
+pub mod wait;
 pub mod worker;
 pub mod wrapper;
 pub mod xds;
@@ -68,6 +69,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(USAGE));
         }
     };
+    if let Some(Command::Wait { timeout }) = &cli.command {
+        return wait_until_ready(&cli.flags, timeout);
+    }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let settings = match Settings::new(cli.flags, std::env::var(JOIN_TOKEN).ok(), cores) {
         Ok(settings) => settings,
@@ -79,9 +83,21 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let command = match cli.command {
         Some(Command::Run { command }) => Some(command),
-        Some(Command::Serve) | None => None,
+        Some(Command::Serve | Command::Wait { .. }) | None => None,
     };
     start::run(settings, command, log).unwrap_or_else(|error| complain(&error, FAILED))
+}
+
+fn wait_until_ready(flags: &Flags, timeout: &str) -> ExitCode {
+    let asked = flags.metrics().and_then(|metrics| Ok((metrics, settings::patience(timeout)?)));
+    let (metrics, patience) = match asked {
+        Ok(asked) => asked,
+        Err(error) => return complain(&error, USAGE),
+    };
+    match wait::until_ready(metrics, patience) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => complain(&error, FAILED),
+    }
 }
 
 fn complain(error: &dyn std::error::Error, status: u8) -> ExitCode {

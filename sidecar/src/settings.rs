@@ -3,23 +3,24 @@
 //! [`Flags`] is what clap reads; [`Settings`] is what the sidecar obeys. An error names the flag, the value and what to
 //! do about it.
 
+mod cli;
 mod parse;
 
 use std::{
     collections::BTreeMap,
-    ffi::OsString,
     fmt, fs,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     time::Duration,
 };
 
-use clap::{Args, Parser, Subcommand};
+use clap::Args;
 use thiserror::Error;
 use weft_identity::TrustDomain;
 use weft_telemetry::log::Format;
 use weft_xds::resource::Protocol;
 
+pub use self::cli::{Cli, Command};
 use self::parse::{
     ACCESS_LOG, FORMAT, HEALTH_CHECK, address, advertised, choice, distinct_ports, duration, endpoint, join_token,
     key_value, label, missing, port, upstream, workers,
@@ -27,65 +28,6 @@ use self::parse::{
 
 /// The variable with the join token; there is no flag, since flags are visible to every user of the machine.
 pub const JOIN_TOKEN: &str = "WEFT_JOIN_TOKEN";
-
-/// The command line.
-#[derive(Debug, Parser)]
-#[command(
-    name = "weft-sidecar",
-    version,
-    about = "The proxy beside a service: mutual TLS, retries, circuit breaking, load balancing.",
-    long_about = LONG_ABOUT,
-    after_long_help = EXAMPLES,
-    max_term_width = 110
-)]
-pub struct Cli {
-    /// Settings.
-    #[command(flatten)]
-    pub flags: Flags,
-    /// What to do; `serve` when absent.
-    #[command(subcommand)]
-    pub command: Option<Command>,
-}
-
-/// What to do.
-#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
-pub enum Command {
-    /// Serve beside an application that something else starts (the default)
-    Serve,
-    /// Start an application when the mesh is ready, and end as it ends
-    ///
-    /// The application gets HTTP_PROXY, http_proxy and NO_PROXY, so that HTTP libraries call the mesh without further
-    /// ado, and WEFT_OUTBOUND, the address of the outbound port. Signals are passed on. On SIGTERM the sidecar first
-    /// leaves the mesh and lets requests end, then passes the signal to the application, which can go on calling out
-    /// until it is gone. The exit status is the application's (128 + n when signal n ended it).
-    Run {
-        /// The command and its arguments, after `--`
-        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
-        command: Vec<OsString>,
-    },
-}
-
-const LONG_ABOUT: &str = "\
-The proxy beside a service. It takes the application's calls on the outbound port and carries them, over mutual TLS, to \
-the sidecar of the service that is called; and it takes the mesh's calls on the inbound port and hands them to the \
-application on loopback. Every flag is also a variable.
-
-The first start needs a join token (`weft token create`), in WEFT_JOIN_TOKEN or in a file; with it the sidecar obtains \
-a certificate, which it then renews by itself.";
-
-const EXAMPLES: &str = "\
-Examples:
-  # Beside an application that listens on 127.0.0.1:8080, known to the mesh as orders:80
-  WEFT_JOIN_TOKEN=weft1.… weft-sidecar --control-plane mesh.example:15010 --service orders --port 80:8080/http
-
-  # Start the application, too
-  weft-sidecar --service orders --port 80:8080/http run -- python3 app.py
-
-  # A caller without ports of its own, with a local port for a TCP service
-  weft-sidecar --service worker --upstream 127.0.0.1:5432=database:5432 run -- ./worker
-
-Calls to the mesh:  curl -x http://127.0.0.1:15001 http://orders/    or    curl -H 'Host: orders' http://127.0.0.1:15001/
-Pages of the admin port:  curl http://127.0.0.1:15000/ready   /live /config_dump /clusters /certs /stats /logging";
 
 /// The flags. All are global: they may stand before or after the subcommand.
 #[derive(Debug, Clone, Args)]
@@ -446,12 +388,31 @@ impl SettingsError {
     }
 }
 
+/// How long `wait` waits.
+///
+/// # Errors
+/// It is no time.
+pub fn patience(timeout: &str) -> Result<Duration, SettingsError> {
+    duration("--timeout", timeout, "60s")
+}
+
+impl Flags {
+    /// Where metrics and health are.
+    ///
+    /// # Errors
+    /// It is no address.
+    pub fn metrics(&self) -> Result<SocketAddr, SettingsError> {
+        address("--metrics", &self.metrics, "0.0.0.0:15020")
+    }
+}
+
 impl Settings {
     /// Checks the flags. `token`: content of [`JOIN_TOKEN`]; `cores`: of the machine.
     ///
     /// # Errors
     /// The first setting that cannot be obeyed.
     pub fn new(flags: Flags, token: Option<String>, cores: usize) -> Result<Self, SettingsError> {
+        let metrics = flags.metrics()?;
         let namespace = label("--namespace", flags.namespace)?;
         let Some(service) = flags.service else {
             return Err(missing("--service", "name the service beside which this sidecar runs"));
@@ -495,7 +456,7 @@ impl Settings {
             outbound: address("--outbound", &flags.outbound, "127.0.0.1:15001")?,
             inbound: address("--inbound", &flags.inbound, "0.0.0.0:15006")?,
             admin,
-            metrics: address("--metrics", &flags.metrics, "0.0.0.0:15020")?,
+            metrics,
             address: flags.address.as_deref().map(advertised).transpose()?,
             labels: flags.labels.iter().map(|pair| key_value(pair)).collect::<Result<_, _>>()?,
             app_version: flags.app_version.unwrap_or_default().into(),

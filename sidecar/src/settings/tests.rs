@@ -1,5 +1,9 @@
 //! Tables of settings.
 
+use std::ffi::OsString;
+
+use clap::Parser as _;
+
 use super::*;
 
 const BASE: &[&str] = &["weft-sidecar", "--control-plane", "mesh.example:15010", "--service", "orders"];

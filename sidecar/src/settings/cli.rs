@@ -1,0 +1,78 @@
+//! The command line: what there is to do, and the help that teaches it.
+
+use std::ffi::OsString;
+
+use clap::{Parser, Subcommand};
+
+use super::Flags;
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "weft-sidecar",
+    version,
+    about = "The proxy beside a service: mutual TLS, retries, circuit breaking, load balancing.",
+    long_about = LONG_ABOUT,
+    after_long_help = EXAMPLES,
+    max_term_width = 110
+)]
+pub struct Cli {
+    /// Settings.
+    #[command(flatten)]
+    pub flags: Flags,
+    /// What to do; `serve` when absent.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum Command {
+    /// Serve beside an application that something else starts (the default)
+    Serve,
+    /// Start an application when the mesh is ready, and end as it ends
+    ///
+    /// The application gets HTTP_PROXY, http_proxy and NO_PROXY, so that HTTP libraries call the mesh without further
+    /// ado, and WEFT_OUTBOUND, the address of the outbound port. Signals are passed on. On SIGTERM the sidecar first
+    /// leaves the mesh and lets requests end, then passes the signal to the application, which can go on calling out
+    /// until it is gone. The exit status is the application's (128 + n when signal n ended it).
+    Run {
+        /// The command and its arguments, after `--`
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+        command: Vec<OsString>,
+    },
+    /// Return when the sidecar of this machine is ready
+    ///
+    /// For an application that is started beside its sidecar, and not by it: asks /ready at the address of --metrics
+    /// (WEFT_METRICS). Status 0: it is ready; 1: it was not in time, and standard error says what is missing.
+    Wait {
+        /// How long to wait at most
+        #[arg(long, default_value = "60s", value_name = "TIME")]
+        timeout: String,
+    },
+}
+
+const LONG_ABOUT: &str = "\
+The proxy beside a service. It takes the application's calls on the outbound port and carries them, over mutual TLS, to \
+the sidecar of the service that is called; and it takes the mesh's calls on the inbound port and hands them to the \
+application on loopback. Every flag is also a variable.
+
+The first start needs a join token (`weft token create`), in WEFT_JOIN_TOKEN or in a file; with it the sidecar obtains \
+a certificate, which it then renews by itself.";
+
+const EXAMPLES: &str = "\
+Examples:
+  # Beside an application that listens on 127.0.0.1:8080, known to the mesh as orders:80
+  WEFT_JOIN_TOKEN=weft1.… weft-sidecar --control-plane mesh.example:15010 --service orders --port 80:8080/http
+
+  # Start the application, too
+  weft-sidecar --service orders --port 80:8080/http run -- python3 app.py
+
+  # Start the application once the sidecar beside it is ready
+  weft-sidecar wait && exec ./worker
+
+  # A caller without ports of its own, with a local port for a TCP service
+  weft-sidecar --service worker --upstream 127.0.0.1:5432=database:5432 run -- ./worker
+
+Calls to the mesh:  curl -x http://127.0.0.1:15001 http://orders/    or    curl -H 'Host: orders' http://127.0.0.1:15001/
+Pages of the admin port:  curl http://127.0.0.1:15000/ready   /live /config_dump /clusters /certs /stats /logging";
