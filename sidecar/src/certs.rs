@@ -191,12 +191,11 @@ impl Certs {
         if self.shown().bundle.is_some_and(|before| before.roots() == bundle.roots()) {
             return;
         }
-        let count = bundle.roots().len();
         let bundle = Arc::new(bundle);
         // In force first: a root that was retired is not trusted for as long as the disk takes.
         match self.install(|state| state.bundle = Some(Arc::clone(&bundle))) {
             Ok(()) => {
-                tracing::info!(roots = count, "trust bundle changed");
+                tracing::info!(roots = bundle.roots().len(), "trust bundle changed");
                 save_bundle(&bundle, &self.shared.settings.data_dir);
             }
             Err(error) => tracing::error!(%error, "the new trust bundle cannot be used"),

@@ -6,7 +6,6 @@
 
 use std::{
     cell::Cell,
-    future::poll_fn,
     pin::{Pin, pin},
     task::{Context, Poll},
     time::Instant,
@@ -40,12 +39,7 @@ pub fn now() -> Instant {
 
 /// Runs `task`; the time stands still whenever it is polled.
 pub async fn steady<T>(task: impl Future<Output = T>) -> T {
-    let mut task = pin!(task);
-    poll_fn(|cx: &mut Context<'_>| -> Poll<T> {
-        let _still = Still::new();
-        task.as_mut().poll(cx)
-    })
-    .await
+    Steady(pin!(task)).await
 }
 
 /// [`steady`] for a task that is in its box already, where it stays.

@@ -84,26 +84,24 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn replaces_whole_and_stays_private() {
+    fn is_replaced_whole(write: impl Fn(&Path, &[u8]) -> io::Result<()>, mode: u32) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("key");
         fs::write(&path, "old, and longer than the new").unwrap();
-        write_private(&path, b"new").unwrap();
+        write(&path, b"new").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, mode);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "nothing is left beside it");
     }
 
     #[test]
+    fn replaces_whole_and_stays_private() {
+        is_replaced_whole(write_private, 0o600);
+    }
+
+    #[test]
     fn what_is_public_is_replaced_whole_as_well() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("addresses.json");
-        fs::write(&path, "old, and longer than the new").unwrap();
-        write_public(&path, b"new").unwrap();
-        assert_eq!(fs::read(&path).unwrap(), b"new");
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
-        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "nothing is left beside it");
+        is_replaced_whole(write_public, 0o644);
     }
 
     #[test]

@@ -157,21 +157,16 @@ pub fn answer_length(method: &Method, answer: &mut Answered, has: Marks) -> Resu
         return Ok((Length::Sized(0), true));
     }
     let length = if has.has(Marks::CONTENT_LENGTH) { content_length(&answer.fields)? } else { None };
-    if !has.has(Marks::TRANSFER_ENCODING) {
+    let coded = has.has(Marks::TRANSFER_ENCODING);
+    let last = coded.then(|| answer.fields.get_all(header::TRANSFER_ENCODING).iter().next_back()).flatten();
+    let Some(last) = last else {
         return Ok((length.map_or(Length::Close, Length::Sized), length.is_some()));
-    }
-    let mut codings = answer.fields.get_all(header::TRANSFER_ENCODING).iter();
-    if let Some(last) = codings.next_back() {
-        let chunked = last.as_bytes().rsplit(|byte| *byte == b',').next().unwrap_or_default();
-        let chunked = chunked.trim_ascii().eq_ignore_ascii_case(b"chunked");
-        answer.fields.remove(header::CONTENT_LENGTH);
-        let reusable = length.is_none() && answer.version == Version::HTTP_11;
-        return Ok(if chunked { (Length::Chunked, reusable) } else { (Length::Close, false) });
-    }
-    Ok(match length {
-        Some(length) => (Length::Sized(length), true),
-        None => (Length::Close, false),
-    })
+    };
+    let chunked = last.as_bytes().rsplit(|byte| *byte == b',').next().unwrap_or_default();
+    let chunked = chunked.trim_ascii().eq_ignore_ascii_case(b"chunked");
+    answer.fields.remove(header::CONTENT_LENGTH);
+    let reusable = length.is_none() && answer.version == Version::HTTP_11;
+    Ok(if chunked { (Length::Chunked, reusable) } else { (Length::Close, false) })
 }
 
 fn content_length(fields: &HeaderMap) -> Result<Option<u64>, Flaw> {
