@@ -1,0 +1,1 @@
+//! An overlay beside a compose file.

@@ -1,0 +1,1 @@
+//! Kubernetes manifests with sidecars in their pods.
