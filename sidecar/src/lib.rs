@@ -13,7 +13,7 @@ use std::{ffi::OsString, process::ExitCode};
 
 use clap::Parser;
 
-use crate::settings::{Cli, Command, Flags, JOIN_TOKEN, Settings};
+use crate::settings::{Cli, Command, Flags, JOIN_TOKEN, Launch, Settings};
 
 pub mod admin;
 pub mod alarm;
@@ -77,15 +77,18 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(settings) => settings,
         Err(error) => return complain(&error, USAGE),
     };
+    let launch = match cli.command {
+        Some(Command::Run(flags)) => match Launch::new(flags) {
+            Ok(launch) => Some(launch),
+            Err(error) => return complain(&error, USAGE),
+        },
+        Some(Command::Serve | Command::Wait { .. }) | None => None,
+    };
     let log = match weft_telemetry::log::init(&settings.log, settings.log_format) {
         Ok(log) => log,
         Err(error) => return complain(&error, USAGE),
     };
-    let command = match cli.command {
-        Some(Command::Run { command }) => Some(command),
-        Some(Command::Serve | Command::Wait { .. }) | None => None,
-    };
-    start::run(settings, command, log).unwrap_or_else(|error| complain(&error, FAILED))
+    start::run(settings, launch, log).unwrap_or_else(|error| complain(&error, FAILED))
 }
 
 fn wait_until_ready(flags: &Flags, timeout: &str) -> ExitCode {

@@ -4,7 +4,9 @@
 //! do about it.
 
 mod cli;
+mod launch;
 mod parse;
+mod transparent;
 
 use std::{
     collections::BTreeMap,
@@ -20,10 +22,14 @@ use weft_identity::TrustDomain;
 use weft_telemetry::log::Format;
 use weft_xds::resource::Protocol;
 
-pub use self::cli::{Cli, Command};
 use self::parse::{
     ACCESS_LOG, FORMAT, HEALTH_CHECK, address, advertised, choice, distinct_ports, duration, endpoint, join_token,
     key_value, label, missing, port, upstream, workers,
+};
+pub use self::{
+    cli::{Cli, Command},
+    launch::{AppUser, Launch, LaunchFlags},
+    transparent::{MARK, Probe, ProbeKind, Transparent, TransparentFlags},
 };
 
 /// The variable with the join token; there is no flag, since flags are visible to every user of the machine.
@@ -144,6 +150,9 @@ pub struct Flags {
         help_heading = "Addresses (port 0: any free port; see addresses.json in the data directory)"
     )]
     upstreams: Vec<String>,
+
+    #[command(flatten)]
+    transparent: TransparentFlags,
 
     /// Worker threads; default: the number of cores, at most 2
     #[arg(long, env = "WEFT_WORKERS", global = true, value_name = "N", help_heading = "Behaviour")]
@@ -283,6 +292,8 @@ pub struct Settings {
     pub on_demand_idle: Duration,
     /// How the application is checked.
     pub health_check: HealthCheck,
+    /// Redirected connections, DNS, mark, probes.
+    pub transparent: Transparent,
 }
 
 /// Where the join token comes from.
@@ -473,6 +484,7 @@ impl Settings {
             on_demand_wait: duration("--on-demand-wait", &flags.on_demand_wait, "2s")?,
             on_demand_idle: duration("--on-demand-idle", &flags.on_demand_idle, "10m")?,
             health_check: choice("--health-check", &flags.health_check, HEALTH_CHECK)?,
+            transparent: Transparent::new(&flags.transparent)?,
         })
     }
 

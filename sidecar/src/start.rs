@@ -8,7 +8,6 @@
 //! The control thread is the calling thread, a runtime of its own; each worker is a thread with a runtime of its own.
 
 use std::{
-    ffi::OsString,
     io,
     process::ExitCode,
     sync::Arc,
@@ -38,7 +37,7 @@ use crate::{
     health::{self, Health},
     listener,
     registration::{Leave, Registration},
-    settings::Settings,
+    settings::{Launch, Settings},
     shared::{Shared, Sockets},
     sockets::{self, Addresses, BindError, Bound},
     worker::DataPath,
@@ -72,24 +71,24 @@ fn io(what: &'static str) -> impl FnOnce(io::Error) -> StartError {
     move |source| StartError::Io { what, source }
 }
 
-/// Runs a sidecar to its end. `command`: the application to start, if any.
+/// Runs a sidecar to its end. `launch`: the application to start, if any.
 ///
 /// # Errors
 /// When it cannot start.
-pub fn run(settings: Settings, command: Option<Vec<OsString>>, log: LogHandle) -> Result<ExitCode, StartError> {
+pub fn run(settings: Settings, launch: Option<Launch>, log: LogHandle) -> Result<ExitCode, StartError> {
     files::create_private_dir(&settings.data_dir).map_err(io("the data directory"))?;
     raise_descriptor_limit();
     let bound = sockets::bind(&settings)?;
     bound.addresses.write(&settings.data_dir).map_err(io("addresses.json"))?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(io("the control thread"))?;
-    runtime.block_on(control(settings, command, log, bound))
+    runtime.block_on(control(settings, launch, log, bound))
 }
 
 /// The control thread.
 async fn control(
     settings: Settings,
-    command: Option<Vec<OsString>>,
+    launch: Option<Launch>,
     log: LogHandle,
     bound: Bound,
 ) -> Result<ExitCode, StartError> {
@@ -142,7 +141,7 @@ async fn control(
     }
     tasks.spawn(announce_ready(shared.clone(), addresses.clone()));
 
-    let status = Life { shared: shared.clone(), shutdown, signals, leave, addresses }.run(command).await;
+    let status = Life { shared: shared.clone(), shutdown, signals, leave, addresses }.run(launch).await;
     shared.drain.abort.cancel();
     stop.cancel();
     finish(tasks, threads).await;
@@ -246,8 +245,8 @@ struct Life {
 
 impl Life {
     /// The exit status.
-    async fn run(mut self, command: Option<Vec<OsString>>) -> u8 {
-        let Some(command) = command else {
+    async fn run(mut self, launch: Option<Launch>) -> u8 {
+        let Some(Launch { command, user, .. }) = launch else {
             self.until_asked(None).await;
             self.drain(async {}).await;
             return 0;
@@ -263,7 +262,7 @@ impl Life {
             self.addresses.upstreams.iter().map(|(_, authority, address)| (authority.clone(), *address)).collect();
         let no_proxy = std::env::var_os("NO_PROXY").or_else(|| std::env::var_os("no_proxy"));
         let environment = wrapper::environment(self.addresses.outbound, &upstreams, no_proxy.as_deref());
-        let application = match Application::start(&command, &environment, std::process::id() == 1) {
+        let application = match Application::start(&command, user, &environment, std::process::id() == 1) {
             Ok(application) => application,
             Err(error) => {
                 tracing::error!(command = %command[0].display(), %error, "the application could not be started");

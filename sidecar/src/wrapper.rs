@@ -15,6 +15,7 @@ use std::{
     ffi::{OsStr, OsString},
     io,
     net::SocketAddr,
+    os::unix::process::CommandExt,
     process::Command,
 };
 
@@ -31,7 +32,7 @@ use tokio::{
     sync::watch,
 };
 
-use crate::settings::JOIN_TOKEN;
+use crate::settings::{AppUser, JOIN_TOKEN};
 
 /// As shells do: the command was not found, or could not be run.
 pub const NOT_FOUND: u8 = 127;
@@ -46,24 +47,32 @@ pub struct Application {
 }
 
 impl Application {
-    /// Starts a command. `environment`: from [`environment`]. `orphans`: this is process 1, others' children are taken in.
+    /// Starts a command. `user`: as whom, without further groups. `environment`: from [`environment`]. `orphans`: this is
+    /// process 1, others' children are taken in.
     ///
     /// # Errors
     /// When it cannot be started; [`status_of`] has the exit status for that.
     ///
     /// # Panics
     /// Outside a tokio runtime.
-    pub fn start(command: &[OsString], environment: &[(String, OsString)], orphans: bool) -> io::Result<Self> {
+    pub fn start(
+        command: &[OsString],
+        user: Option<AppUser>,
+        environment: &[(String, OsString)],
+        orphans: bool,
+    ) -> io::Result<Self> {
         let Some((program, arguments)) = command.split_first() else {
             return Err(io::Error::from(io::ErrorKind::InvalidInput));
         };
         // Installed before there is a child, or its end might be missed.
         let mut ends = signal(SignalKind::child())?;
-        let child = Command::new(program)
-            .args(arguments)
-            .env_remove(JOIN_TOKEN)
-            .envs(environment.iter().map(|(name, value)| (name, value)))
-            .spawn()?;
+        let mut child = Command::new(program);
+        child.args(arguments).env_remove(JOIN_TOKEN).envs(environment.iter().map(|(name, value)| (name, value)));
+        if let Some(user) = user {
+            // With root's power to do so, this also empties the list of further groups.
+            child.uid(user.uid).gid(user.gid);
+        }
+        let child = child.spawn()?;
         let pid = Pid::from_raw(i32::try_from(child.id()).expect("a process id is positive and 31 bits long"));
         let (sender, status) = watch::channel(None);
         // Ends with the application; nothing else owns its status.
@@ -175,7 +184,7 @@ mod tests {
 
     fn sh(script: &str) -> Application {
         let command = ["sh", "-c", script].map(OsString::from);
-        Application::start(&command, &[("GREETING".to_owned(), "hello".into())], false).unwrap()
+        Application::start(&command, None, &[("GREETING".to_owned(), "hello".into())], false).unwrap()
     }
 
     #[tokio::test]
@@ -207,9 +216,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_command_that_is_not_there() {
-        let error = Application::start(&["/nonexistent/program".into()], &[], false).unwrap_err();
+        let error = Application::start(&["/nonexistent/program".into()], None, &[], false).unwrap_err();
         assert_eq!(status_of(&error), NOT_FOUND);
-        let error = Application::start(&["/etc/passwd".into()], &[], false).unwrap_err();
+        let error = Application::start(&["/etc/passwd".into()], None, &[], false).unwrap_err();
         assert_eq!(status_of(&error), NOT_RUNNABLE);
     }
 

@@ -1,10 +1,8 @@
 //! The command line: what there is to do, and the help that teaches it.
 
-use std::ffi::OsString;
-
 use clap::{Parser, Subcommand};
 
-use super::Flags;
+use super::{Flags, LaunchFlags};
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -36,11 +34,7 @@ pub enum Command {
     /// ado, and WEFT_OUTBOUND, the address of the outbound port. Signals are passed on. On SIGTERM the sidecar first
     /// leaves the mesh and lets requests end, then passes the signal to the application, which can go on calling out
     /// until it is gone. The exit status is the application's (128 + n when signal n ended it).
-    Run {
-        /// The command and its arguments, after `--`
-        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
-        command: Vec<OsString>,
-    },
+    Run(LaunchFlags),
     /// Return when the sidecar of this machine is ready
     ///
     /// For an application that is started beside its sidecar, and not by it: asks /ready at the address of --metrics

@@ -85,6 +85,15 @@ fn errors_name_flag_value_and_remedy() {
         (&["--access-log", "some"], &["--access-log", "failures"]),
         (&["--namespace", "No"], &["--namespace", "`No`"]),
         (&["--trust-domain", "A b"], &["--trust-domain", "weft.local"]),
+        (&["--dns", "here"], &["--dns", "`here`", "127.0.0.1:15053"]),
+        (&["--dns-servers", "1.1.1.1,ns.example"], &["--dns-servers", "`ns.example`", "10.0.0.53"]),
+        (&["--dns-servers", "0.0.0.0"], &["--dns-servers", "not a resolver"]),
+        (&["--mark", "blue"], &["--mark", "`blue`", "0x1577"]),
+        (&["--mark", "0"], &["--mark", "no mark at all"]),
+        (&["--probes", "/healthz"], &["--probes", "no `@`", "/healthz@8080"]),
+        (&["--probes", "udp@80"], &["--probes", "`udp@80`", "grpc"]),
+        (&["--probes", "tcp@0"], &["--probes", "not a port"]),
+        (&["--probe-source", "node"], &["--probe-source", "`node`", "10.0.0.1"]),
         (&["--control-plane", "https://x:1"], &["--control-plane", "without a scheme"]),
         (&["--control-plane", "x"], &["--control-plane", "no port"]),
     ];
@@ -104,6 +113,50 @@ fn errors_name_flag_value_and_remedy() {
 }
 
 #[test]
+fn transparent() {
+    let off = settings(&[]).unwrap().transparent;
+    assert_eq!((off.on, off.dns, off.mark), (false, None, Some(MARK)));
+    let on = settings(&["--transparent"]).unwrap().transparent;
+    assert_eq!((on.on, on.dns), (true, Some("127.0.0.1:15053".parse().unwrap())));
+    assert_eq!(settings(&["--transparent", "--dns", "off"]).unwrap().transparent.dns, None);
+    let all = [
+        "--dns=[::1]:5353",
+        "--dns-servers=10.0.0.53,[fd00::1]:54,fd00::2",
+        "--mark=7",
+        "--probes=/health?a=1@8080,tcp@9000,grpc@9001",
+        "--probe-source=10.0.0.1,fd00::9",
+    ];
+    let all = settings(&all).unwrap().transparent;
+    assert_eq!((all.on, all.dns, all.mark), (false, Some("[::1]:5353".parse().unwrap()), Some(7)));
+    let servers = ["10.0.0.53:53", "[fd00::1]:54", "[fd00::2]:53"].map(|text| text.parse().unwrap());
+    assert_eq!(all.dns_servers, servers);
+    let probe = |kind, port| Probe { kind, port };
+    let http = ProbeKind::Http("/health?a=1".into());
+    assert_eq!(all.probes, [probe(http, 8080), probe(ProbeKind::Tcp, 9000), probe(ProbeKind::Grpc, 9001)]);
+    assert_eq!(all.probe_sources, ["10.0.0.1", "fd00::9"].map(|text| text.parse::<IpAddr>().unwrap()));
+    assert_eq!(settings(&["--mark", "0xff"]).unwrap().transparent.mark, Some(255));
+    assert_eq!(settings(&["--mark", "off"]).unwrap().transparent.mark, None);
+    assert!(settings(&["--probes", &vec!["tcp@1"; 33].join(",")]).unwrap_err().contains("at most 32"));
+}
+
+#[test]
+fn the_applications_user() {
+    let launch = |flags: &[&str]| {
+        let args = BASE.iter().copied().chain(["run"]).chain(flags.iter().copied()).chain(["--", "true"]);
+        let Some(Command::Run(flags)) = Cli::try_parse_from(args).unwrap().command else { panic!("not run") };
+        Launch::new(flags).map_err(|error| error.to_string())
+    };
+    for (text, uid, gid) in [("1000", 1000, 1000), ("1000:50", 1000, 50), ("0", 0, 0)] {
+        assert_eq!(launch(&["--app-user", text]).unwrap().user, Some(AppUser { uid, gid }), "{text}");
+    }
+    assert!(launch(&["--redirect"]).unwrap().redirect);
+    for text in ["nobody", "1:", "4294967295", "-1"] {
+        let error = launch(&[&format!("--app-user={text}")]).unwrap_err();
+        assert!(error.contains("--app-user") && error.contains(text) && error.contains("1000:1000"), "{error}");
+    }
+}
+
+#[test]
 fn what_is_needed_is_said() {
     let parse = |args: &[&str]| Settings::new(Cli::try_parse_from(args).unwrap().flags, None, 1).unwrap_err();
     assert!(parse(&["weft-sidecar"]).to_string().starts_with("--service"));
@@ -115,7 +168,8 @@ fn flags_stand_before_or_after_the_subcommand() {
     let args = BASE.iter().chain(&["run", "--port", "80", "--", "sh", "-c", "exit 3", "--port"]).copied();
     let cli = Cli::try_parse_from(args).unwrap();
     let command = ["sh", "-c", "exit 3", "--port"].map(OsString::from).to_vec();
-    assert_eq!(cli.command, Some(Command::Run { command }));
+    let Some(Command::Run(flags)) = cli.command else { panic!("{:?}", cli.command) };
+    assert_eq!(Launch::new(flags).unwrap(), Launch { command, user: None, redirect: false });
     assert_eq!(Settings::new(cli.flags, None, 1).unwrap().ports.len(), 1);
 }
 

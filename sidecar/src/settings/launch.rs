@@ -1,0 +1,70 @@
+//! Settings of `run`: which application, as whom, and who sets the rules.
+
+use std::ffi::OsString;
+
+use clap::{Args, builder::BoolishValueParser};
+
+use super::SettingsError;
+
+/// Flags of `run`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct LaunchFlags {
+    /// User of the application: UID or UID:GID; GID is UID when not given. Default: the sidecar's own
+    ///
+    /// Needs root. The application has no other groups and no capability that its user does not have.
+    #[arg(long, env = "WEFT_APP_USER", value_name = "UID[:GID]")]
+    pub(super) app_user: Option<String>,
+    /// Redirect the application's connections to the sidecar before it starts, as `init` does
+    ///
+    /// Needs CAP_NET_ADMIN and a network namespace without another sidecar; see docs/transparent.md.
+    #[arg(long, env = "WEFT_REDIRECT", value_parser = BoolishValueParser::new())]
+    pub(super) redirect: bool,
+    /// The command and its arguments, after `--`
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    pub(super) command: Vec<OsString>,
+}
+
+/// The application to start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Launch {
+    /// Program and arguments; at least the program.
+    pub command: Vec<OsString>,
+    /// As whom. `None`: as the sidecar itself.
+    pub user: Option<AppUser>,
+    /// Rules are set before it starts.
+    pub redirect: bool,
+}
+
+/// A user and a group, by number: there is no `/etc/passwd` in many images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AppUser {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+}
+
+impl Launch {
+    /// Checks the flags.
+    ///
+    /// # Errors
+    /// The first one that cannot be obeyed.
+    pub fn new(flags: LaunchFlags) -> Result<Self, SettingsError> {
+        let user = flags.app_user.as_deref().map(app_user).transpose()?;
+        Ok(Self { command: flags.command, user, redirect: flags.redirect })
+    }
+}
+
+fn app_user(text: &str) -> Result<AppUser, SettingsError> {
+    let text = text.trim();
+    let (uid, gid) = text.split_once(':').unwrap_or((text, text));
+    // The highest number means "no change" to the kernel.
+    let number = |digits: &str| digits.parse::<u32>().ok().filter(|number| *number != u32::MAX);
+    match (number(uid), number(gid)) {
+        (Some(uid), Some(gid)) => Ok(AppUser { uid, gid }),
+        _ => {
+            let remedy = "write UID or UID:GID in numbers, as in 1000:1000 (`id -u NAME` tells)";
+            Err(SettingsError::new("--app-user", text, "not a user and a group", remedy))
+        }
+    }
+}
