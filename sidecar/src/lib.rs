@@ -47,6 +47,7 @@ pub mod start;
 pub mod tcp;
 pub mod tls;
 pub mod upstream;
+pub mod vip;
 pub mod wait;
 pub mod worker;
 pub mod wrapper;

@@ -10,7 +10,7 @@ use rustls::{ClientConfig, ServerConfig};
 use tokio::sync::watch;
 use weft_identity::{SpiffeId, tls::ClientSessions};
 
-use crate::{demand::Demand, drain::Drain, settings::Settings, snapshot::Snapshot};
+use crate::{demand::Demand, drain::Drain, settings::Settings, snapshot::Snapshot, vip::Vips};
 
 /// Shared by the control thread and all workers; lives as long as the process.
 #[derive(Debug)]
@@ -23,6 +23,8 @@ pub struct Shared {
     pub tls: ArcSwapOption<TlsMaterial>,
     /// Fetches what the snapshot lacks.
     pub demand: Demand,
+    /// Virtual addresses of mesh names.
+    pub vips: Vips,
     /// Whether the sides are to end, and what still runs on them.
     pub drain: Drain,
     /// Configuration was there once: from the control plane or from the cache.
@@ -40,6 +42,7 @@ impl Shared {
             snapshot: ArcSwap::default(),
             tls: ArcSwapOption::empty(),
             demand,
+            vips: Vips::default(),
             drain: Drain::default(),
             configured: AtomicBool::new(false),
             certified: watch::channel(false).0,

@@ -96,6 +96,7 @@ async fn control(
     let registry = metrics::registry("weft");
     let (demand, wanted) = Demand::new(settings.on_demand_wait);
     let shared = Shared::new(settings, demand);
+    shared.vips.restore(&shared.settings.data_dir);
     let shutdown = Shutdown::new();
     let signals = Signals::install().map_err(io("signal handlers"))?;
 
@@ -133,6 +134,10 @@ async fn control(
         async move { certs.run(stop).await }
     });
     tasks.spawn(xds.run(stop.clone()));
+    tasks.spawn({
+        let (shared, stop) = (shared.clone(), stop.clone());
+        async move { shared.vips.keep(&shared.settings.data_dir, stop).await }
+    });
     if registers {
         tasks.spawn(registration.run());
     }
