@@ -5,6 +5,7 @@ pub mod caller;
 pub mod identity;
 pub mod load;
 pub mod mesh;
+pub mod netns;
 pub mod pair;
 pub mod raw;
 pub mod witness;

@@ -38,6 +38,19 @@ pub fn packages(names: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// Sees to it that tests can make network namespaces and set rules in them.
+///
+/// # Errors
+/// When they cannot: why not.
+pub fn namespaces() -> Result<()> {
+    packages(&["iproute2", "nftables", "iptables"])?;
+    let tried = Command::new("unshare").args(["--net", "true"]).output()?;
+    if !tried.status.success() {
+        bail!("this needs root with CAP_SYS_ADMIN: {}", String::from_utf8_lossy(&tried.stderr).trim_end());
+    }
+    Ok(())
+}
+
 /// A package counts as there when what it is wanted for is: its program may have come another way.
 fn installed(package: &str) -> bool {
     let program = match package {
@@ -50,6 +63,9 @@ fn installed(package: &str) -> bool {
         "valgrind" => &["valgrind", "--version"],
         "linux-perf" => &["perf", "--version"],
         "prometheus" => &["promtool", "--version"],
+        "iproute2" => &["ip", "-V"],
+        "nftables" => &["nft", "--version"],
+        "iptables" => &["iptables", "--version"],
         other => unreachable!("no way to look for {other}"),
     };
     Command::new(program[0]).args(&program[1..]).output().is_ok_and(|output| output.status.success())

@@ -99,6 +99,10 @@ fn mesh(root: &Path) -> Result<()> {
         Ok(()) => env.push(("WEFT_REQUIRE_PROMETHEUS", "1".to_owned())),
         Err(error) => eprintln!("xtask: left out, rules and dashboards in a real Prometheus: {error:#}"),
     }
+    match system::namespaces() {
+        Ok(()) => env.push(("WEFT_REQUIRE_NETNS", "1".to_owned())),
+        Err(error) => eprintln!("xtask: left out, hosts in network namespaces: {error:#}"),
+    }
     run::program(root, env!("CARGO"), &["test", "-p", "weft-tests", "--locked", "--", "--test-threads=2"], &env)
 }
 

@@ -15,6 +15,7 @@ mod interop;
 mod observe;
 mod on_demand;
 mod protocols;
+mod redirect;
 mod refused_configuration;
 mod retries;
 mod rolling;
