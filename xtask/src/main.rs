@@ -1,7 +1,9 @@
-//! Development commands: `cargo xtask test | bench | fleet | proto`.
+//! Development commands: `cargo xtask test | bench | fleet | images | proto`.
 
 mod bench;
+mod build;
 mod counts;
+mod images;
 mod proto;
 mod run;
 mod system;
@@ -40,6 +42,10 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Container images with nothing but a static program, from deploy/images, and what each is made of (SBOM).
+    ///
+    /// Needs no engine and no registry. Files go to target/images.
+    Images(images::Options),
     /// Generate crates/proto/src/generated (needs protoc).
     Proto {
         /// Only fail when what is committed is stale.
@@ -64,6 +70,7 @@ fn carry_out(command: Command) -> anyhow::Result<()> {
         Command::Test(options) => test::run(root, &options),
         Command::Bench { args } => bench::run(root, args),
         Command::Fleet { args } => bench::fleet(root, args),
+        Command::Images(options) => images::run(root, &options),
         Command::Proto { check } => proto::run(root, check),
     }
 }

@@ -32,3 +32,17 @@ pub fn program<A: AsRef<OsStr>>(root: &Path, name: &str, args: &[A], env: &[(&st
     eprintln!("xtask: {line}: {:.0} s", began.elapsed().as_secs_f64());
     Ok(())
 }
+
+/// Runs a program that says nothing unless it fails.
+///
+/// # Errors
+/// When it cannot be started or fails: with what it printed.
+pub fn quietly<A: AsRef<OsStr>>(root: &Path, name: &str, args: &[A]) -> Result<()> {
+    let output = Command::new(name).args(args).current_dir(root).output();
+    let output = output.with_context(|| format!("{name} cannot be started"))?;
+    if !output.status.success() {
+        let said = [output.stdout, output.stderr].concat();
+        bail!("{name} failed ({}): {}", output.status, String::from_utf8_lossy(&said).trim());
+    }
+    Ok(())
+}
