@@ -177,7 +177,8 @@ mod tests {
     }
 
     fn found() -> VhostState {
-        let routes = Arc::new(VirtualHost { name: NAME.into(), domains: vec![NAME.into()], routes: Vec::new() });
+        let routes =
+            Arc::new(VirtualHost { name: NAME.into(), domains: vec![NAME.into()], routes: Vec::new(), endpoint: None });
         VhostState::Found(Arc::new(Host::new(routes, Instant::now())))
     }
 

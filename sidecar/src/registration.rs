@@ -221,6 +221,7 @@ impl Registration {
             name: port.name.to_string(),
             port: u32::from(port.port),
             protocol: protocol(port.protocol).to_owned(),
+            app_port: u32::from(port.app_port),
         });
         Ok(Workload {
             instance: self.instance.to_string(),

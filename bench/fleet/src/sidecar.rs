@@ -223,7 +223,12 @@ impl Sidecar {
             service: self.home.name.clone(),
             address: format!("10.{}.{middle}.{}", 100 + high, low + 1),
             port: 15006,
-            ports: vec![WorkloadPort { name: "http".to_owned(), port: u32::from(PORT), protocol: "http".to_owned() }],
+            ports: vec![WorkloadPort {
+                name: "http".to_owned(),
+                port: u32::from(PORT),
+                protocol: "http".to_owned(),
+                app_port: 0,
+            }],
             weight: 1,
             healthy,
             ..Workload::default()

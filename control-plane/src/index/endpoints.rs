@@ -6,7 +6,7 @@ use weft_identity::SpiffeId;
 use weft_model::{EndpointSlice, PortOrName, Service, ServicePort};
 use weft_xds::resource::Health;
 
-use super::world::{EndpointEntry, EndpointPort, ServiceKey, WorkloadEntry};
+use super::world::{EndpointEntry, EndpointPort, ServiceKey, WorkloadEntry, WorkloadPort};
 
 /// Whether a workload serves a service: it registered under its name, or the service's selector picks it.
 pub fn serves(workload: &WorkloadEntry, key: &ServiceKey, service: &Service) -> bool {
@@ -45,8 +45,10 @@ fn of_workload(service: &Service, workload: &WorkloadEntry) -> Option<EndpointEn
         .spec
         .ports
         .iter()
-        .filter(|port| workload_has(workload, port))
-        .map(|port| EndpointPort { service: port.port, target })
+        .filter_map(|port| {
+            let own = workload_port(workload, port)?;
+            Some(EndpointPort { service: port.port, target, app: own.app })
+        })
         .collect();
     (!ports.is_empty()).then(|| EndpointEntry {
         ip: workload.address.ip(),
@@ -62,15 +64,15 @@ fn of_workload(service: &Service, workload: &WorkloadEntry) -> Option<EndpointEn
 }
 
 /// A workload names the service ports that it serves; a service that selects it may number them otherwise.
-fn workload_has(workload: &WorkloadEntry, port: &ServicePort) -> bool {
-    let numbered = |number: u16| workload.ports.iter().any(|own| own.port == number);
-    let named = |name: &str| !name.is_empty() && workload.ports.iter().any(|own| &*own.name == name);
-    let target = match &port.target_port {
+fn workload_port<'w>(workload: &'w WorkloadEntry, port: &ServicePort) -> Option<&'w WorkloadPort> {
+    let numbered = |number: u16| workload.ports.iter().find(|own| own.port == number);
+    let named = |name: &str| workload.ports.iter().find(|own| !name.is_empty() && &*own.name == name);
+    let target = || match &port.target_port {
         Some(PortOrName::Number(number)) => numbered(*number),
         Some(PortOrName::Name(name)) => named(name),
-        None => false,
+        None => None,
     };
-    numbered(port.port) || named(&port.name) || target
+    numbered(port.port).or_else(|| named(&port.name)).or_else(target)
 }
 
 fn of_slice(service: &Service, slice: &EndpointSlice, into: &mut Vec<EndpointEntry>) {
@@ -104,7 +106,7 @@ fn slice_port(service: &Service, slice: &EndpointSlice, port: &ServicePort) -> O
         _ => None,
     };
     let own = same_name.or_else(only)?;
-    Some(EndpointPort { service: port.port, target: own.port })
+    Some(EndpointPort { service: port.port, target: own.port, app: own.port })
 }
 
 /// Identities that endpoints of a service may prove: its own account and those it names, in order.

@@ -46,6 +46,7 @@ impl Fold {
             generation: 0,
             services: Map::default(),
             selecting: Set::default(),
+            addresses: Map::default(),
             http_routes: Map::default(),
             grpc_routes: Map::default(),
             traffic_policies: Map::default(),
@@ -212,7 +213,7 @@ impl Fold {
                 self.world.selecting.remove_mut(&object);
                 if self.declared.remove(&object).is_some() {
                     // Its workloads may go on as an implicit service; an old implicit one is not remembered.
-                    self.world.services.remove_mut(&object);
+                    self.world.put(&object, None);
                     self.rebuild(&object);
                     self.touch_service(&object);
                 }
@@ -272,7 +273,7 @@ impl Fold {
         let before = self.world.services.get(key).cloned();
         let Some(after) = self.entry(key, before.as_deref()) else {
             if before.is_some() {
-                self.world.services.remove_mut(key);
+                self.world.put(key, None);
                 self.touch_service(key);
             }
             return;
@@ -286,7 +287,7 @@ impl Fold {
             }
             _ => self.touch_service(key),
         }
-        self.world.services.insert_mut(key.clone(), Arc::new(after));
+        self.world.put(key, Some(after));
     }
 
     fn entry(&self, key: &ServiceKey, before: Option<&ServiceEntry>) -> Option<ServiceEntry> {

@@ -4,6 +4,7 @@
 //! [`fold`] decides what a change means, [`debounce`] when it is told; this shell listens to the log, the registry and
 //! the authority, and is the one writer of [`Worlds`].
 
+mod addresses;
 mod debounce;
 mod document;
 mod endpoints;
@@ -21,11 +22,12 @@ use weft_identity::TrustBundle;
 
 use self::debounce::Debounce;
 pub use self::{
+    addresses::of as addresses_of,
     document::{read, write},
     fold::{DocumentError, Fold},
     world::{
-        Dirty, EndpointEntry, EndpointPort, Map, ObjectKey, ServiceEntry, ServiceKey, Set, Update, Versioned,
-        WorkloadEntry, WorkloadPort, World,
+        Dirty, EndpointEntry, EndpointPort, Map, ObjectKey, Owner, Place, ServiceEntry, ServiceKey, Set, Update,
+        Versioned, WorkloadEntry, WorkloadPort, World,
     },
     worlds::{Change, Subscription, Worlds},
 };

@@ -41,7 +41,7 @@ fn workload(service: &str, instance: u8, version: &str) -> Arc<WorkloadEntry> {
         service: ServiceKey::new("default", service),
         identity: SpiffeId::new(bundle().trust_domain(), "default", service).unwrap(),
         address: ([10, 0, 0, instance], 15006).into(),
-        ports: vec![WorkloadPort { name: "".into(), port: 8080, protocol: "http".into() }],
+        ports: vec![WorkloadPort { name: "".into(), port: 8080, protocol: "http".into(), app: 8080 }],
         weight: 1,
         labels: Arc::new(labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()),
         region: "".into(),
@@ -85,6 +85,67 @@ fn workloads_make_services_and_selectors_pick_among_them() {
     assert_eq!(addresses(&world, "orders-v2"), ["10.0.0.4:15006"]);
     let endpoints = ["orders", "orders-v2"].map(|name| Dirty::Endpoints(ServiceKey::new("default", name)));
     assert_eq!(dirty, endpoints.into(), "an endpoint change touches endpoints and nothing else");
+}
+
+/// What an address stands for: service, port, the endpoint that is meant.
+fn meant(world: &World, address: &str) -> Option<(String, u16, Option<String>)> {
+    let place = world.at(address.parse().unwrap())?;
+    Some((place.service.to_string(), place.port, place.endpoint.map(|endpoint| endpoint.to_string())))
+}
+
+#[test]
+fn an_address_stands_for_its_service_or_for_one_endpoint() {
+    let mut fold = Fold::new(&bundle());
+    let mut one = workload("orders", 1, "v1");
+    let ports = [(80, 8080), (9000, 9000)];
+    let port = |(port, app)| WorkloadPort { name: format!("p{port}").into(), port, protocol: "".into(), app };
+    Arc::make_mut(&mut one).ports = ports.map(port).into();
+    // Another workload at the same address, behind a sidecar of its own.
+    let mut neighbour = workload("stock", 1, "v1");
+    Arc::make_mut(&mut neighbour).address.set_port(15106);
+    for workload in [&one, &neighbour] {
+        fold.workload(&workload.id.clone(), Some(workload.clone()));
+    }
+    let (world, _) = fold.publish();
+    let orders = |port| Some(("default/orders".to_owned(), port, Some("10.0.0.1:15006".to_owned())));
+    // Both applications say 8080: the first by name, whichever registered first.
+    assert_eq!(meant(&world, "10.0.0.1:8080"), orders(80));
+    assert_eq!(meant(&world, "10.0.0.1:9000"), orders(9000));
+    assert_eq!(meant(&world, "10.0.0.1:80"), None, "nobody listens there");
+    assert_eq!(meant(&world, "10.0.0.1:15006"), None, "sidecars are called by sidecars");
+
+    fold.workload(&one.id, None);
+    let (world, _) = fold.publish();
+    let stock = Some(("default/stock".to_owned(), 8080, Some("10.0.0.1:15106".to_owned())));
+    assert_eq!(meant(&world, "10.0.0.1:8080"), stock);
+    assert_eq!(meant(&world, "10.0.0.1:9000"), None);
+
+    let virtual_ips = "apiVersion: v1\nkind: Service\nmetadata: { name: stock }\nspec:\n  clusterIP: 10.96.0.7\n  \
+                       clusterIPs: [10.96.0.7, 'fd00::7']\n  ports: [{ port: 8080 }]\n";
+    fold.apply(&entry(1, documents(virtual_ips))).unwrap();
+    let (world, _) = fold.publish();
+    for address in ["10.96.0.7:8080", "[fd00::7]:8080"] {
+        assert_eq!(meant(&world, address), Some(("default/stock".to_owned(), 8080, None)), "{address}");
+    }
+    assert_eq!(meant(&world, "10.0.0.1:8080"), stock, "its endpoints' addresses stay");
+
+    fold.apply(&entry(2, documents(&virtual_ips.replace("10.96.0.7", "None")))).unwrap();
+    let (world, _) = fold.publish();
+    assert_eq!(meant(&world, "10.96.0.7:8080"), None);
+    assert!(meant(&world, "[fd00::7]:8080").is_some());
+}
+
+#[test]
+fn a_workload_is_meant_in_its_own_service_before_those_that_select_it() {
+    let mut fold = Fold::new(&bundle());
+    fold.apply(&entry(1, documents(&service("a-selection", "version: v1")))).unwrap();
+    let one = workload("orders", 1, "v1");
+    fold.workload(&one.id.clone(), Some(one.clone()));
+    let (world, _) = fold.publish();
+    assert_eq!(meant(&world, "10.0.0.1:8080").unwrap().0, "default/orders");
+    assert_eq!(world.addresses[&"10.0.0.1:8080".parse().unwrap()].len(), 2);
+    fold.workload(&one.id, None);
+    assert!(fold.world().addresses.is_empty());
 }
 
 #[test]
@@ -262,6 +323,10 @@ proptest! {
         }
         let mut grown = seen(fold.world());
         let fresh = seen(restarted.world());
+        let meant = |world: &World| -> Vec<_> {
+            world.addresses.iter().map(|(address, places)| (*address, places.to_vec())).collect()
+        };
+        prop_assert_eq!(meant(fold.world()), meant(restarted.world()));
         // The one thing that a restart forgets: implicit services without workloads.
         grown.retain(|key, (implicit, endpoints, ..)| !*implicit || !endpoints.is_empty() || fresh.contains_key(key));
         prop_assert_eq!(grown, fresh);

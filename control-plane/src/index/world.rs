@@ -11,6 +11,8 @@ pub use weft_model::ServiceKey;
 use weft_model::{AccessPolicy, GrpcRoute, HttpRoute, Mesh, Service, TrafficPolicy};
 use weft_xds::resource::Health;
 
+use super::addresses;
+
 /// Namespace and name of a resource whose kind goes without saying.
 pub type ObjectKey = ServiceKey;
 
@@ -46,6 +48,8 @@ pub struct World {
     pub services: Map<ServiceKey, Arc<ServiceEntry>>,
     /// Those of them whose selector, rather than their name, picks workloads.
     pub selecting: Set<ServiceKey>,
+    /// What an address means to whoever connects to it: the best is first.
+    pub addresses: Map<SocketAddr, Arc<[Place]>>,
     /// `HTTPRoute`s.
     pub http_routes: Map<ObjectKey, Versioned<HttpRoute>>,
     /// `GRPCRoute`s.
@@ -78,6 +82,23 @@ impl World {
     fn workloads_from(&self, prefix: String) -> impl Iterator<Item = &Arc<WorkloadEntry>> {
         let from = self.workloads.range(Arc::<str>::from(prefix.as_str())..);
         from.take_while(move |(id, _)| id.starts_with(&prefix)).map(|(_, workload)| workload)
+    }
+
+    /// What whoever connects to this address means. Of several the order of [`Place`] decides.
+    pub fn at(&self, address: SocketAddr) -> Option<&Place> {
+        self.addresses.get(&address)?.first()
+    }
+
+    /// Puts a service's entry in place (`None`: there is none any more), and what its addresses stand for.
+    pub fn put(&mut self, key: &ServiceKey, entry: Option<ServiceEntry>) {
+        let of = |entry: &ServiceEntry| addresses::of(key, entry);
+        let before = self.services.get(key).map(|entry| of(entry)).unwrap_or_default();
+        let after = entry.as_ref().map(of).unwrap_or_default();
+        match entry {
+            Some(entry) => self.services.insert_mut(key.clone(), Arc::new(entry)),
+            None => drop(self.services.remove_mut(key)),
+        }
+        addresses::replace(&mut self.addresses, &before, &after);
     }
 
     /// Services of a namespace that pick workloads by a selector.
@@ -150,6 +171,34 @@ pub struct EndpointPort {
     pub service: u16,
     /// Port of the address: the sidecar's inbound port, for a workload.
     pub target: u16,
+    /// Port of the address on which the application itself listens.
+    pub app: u16,
+}
+
+/// What an address of the network stands for. In order of preference.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// Whose it is.
+    pub owner: Owner,
+    /// The service.
+    pub service: ServiceKey,
+    /// Its port.
+    pub port: u16,
+    /// The endpoint that is meant, where its cluster has it. `None`: any.
+    pub endpoint: Option<SocketAddr>,
+}
+
+/// Whose an address is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Owner {
+    /// The service's own (`clusterIP`).
+    Service,
+    /// A workload's, in the service that it registered for.
+    Workload,
+    /// One that an `EndpointSlice` lists.
+    Listed,
+    /// A workload's, in a service whose selector picks it.
+    Picked,
 }
 
 /// A registered workload.
@@ -186,6 +235,8 @@ pub struct WorkloadPort {
     pub port: u16,
     /// `http`, `http2`, `grpc`, `tcp`, or empty: detect.
     pub protocol: Arc<str>,
+    /// Where the application listens on the workload's address.
+    pub app: u16,
 }
 
 /// What a change touched.

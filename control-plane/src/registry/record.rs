@@ -34,6 +34,9 @@ struct Port {
     name: String,
     port: u16,
     protocol: String,
+    /// 0, as of those that were written before it was known: `port`.
+    #[serde(default)]
+    app: u16,
 }
 
 /// Makes the row of a workload agree with `workload`.
@@ -66,6 +69,7 @@ fn record(workload: &WorkloadEntry) -> Record {
         name: port.name.to_string(),
         port: port.port,
         protocol: port.protocol.to_string(),
+        app: port.app,
     };
     Record {
         namespace: workload.service.namespace.to_string(),
@@ -82,7 +86,12 @@ fn record(workload: &WorkloadEntry) -> Record {
 }
 
 fn entry(id: &str, record: Record, identity: SpiffeId) -> WorkloadEntry {
-    let port = |port: Port| WorkloadPort { name: port.name.into(), port: port.port, protocol: port.protocol.into() };
+    let port = |port: Port| WorkloadPort {
+        name: port.name.into(),
+        port: port.port,
+        protocol: port.protocol.into(),
+        app: if port.app == 0 { port.port } else { port.app },
+    };
     WorkloadEntry {
         id: id.into(),
         service: ObjectKey::new(record.namespace, record.service),

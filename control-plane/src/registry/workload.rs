@@ -100,7 +100,12 @@ fn ports(ports: Vec<v1::WorkloadPort>) -> Result<Vec<WorkloadPort>, Refused> {
             );
         }
         let name = if port.name.is_empty() { String::new() } else { label("ports", &port.name)? };
-        let entry = WorkloadPort { name: name.into(), port: number, protocol: port.protocol.into() };
+        let app = match u16::try_from(port.app_port) {
+            Ok(0) => number,
+            Ok(app) => app,
+            Err(_) => return refuse("ports", format!("app_port {} is not a port; it is 1 to 65535", port.app_port)),
+        };
+        let entry = WorkloadPort { name: name.into(), port: number, protocol: port.protocol.into(), app };
         if known.insert(number, entry).is_some() {
             return refuse("ports", format!("port {number} is there twice"));
         }
@@ -182,7 +187,7 @@ mod tests {
             service: "orders".into(),
             address: "10.0.0.7".into(),
             port: 15006,
-            ports: vec![v1::WorkloadPort { name: String::new(), port: 8080, protocol: "http".into() }],
+            ports: vec![v1::WorkloadPort { port: 8080, protocol: "http".into(), ..v1::WorkloadPort::default() }],
             version: "v2".into(),
             healthy: true,
             ..v1::Workload::default()
@@ -202,6 +207,15 @@ mod tests {
         assert_eq!(entry.weight, 1);
         assert_eq!(entry.labels["version"], "v2");
         assert_eq!(entry.labels[SERVICE_LABEL], "orders");
+    }
+
+    #[test]
+    fn an_application_listens_on_its_port_unless_it_says_otherwise() {
+        for (app_port, app) in [(0, Ok(8080)), (9090, Ok(9090)), (70_000, Err("ports"))] {
+            let port = v1::WorkloadPort { app_port, ..workload().ports[0].clone() };
+            let read = read_from(v1::Workload { ports: vec![port], ..workload() }, "10.0.0.7");
+            assert_eq!(read.map(|entry| entry.ports[0].app).map_err(|refused| refused.field), app);
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -14,7 +15,7 @@ use parking_lot::RwLock;
 use weft_xds::resource::{Encoded, ResourceType};
 
 use super::{Client, Flavour, cluster, envoy, listener, names, render, routes};
-use crate::index::{Dirty, ServiceKey, World};
+use crate::index::{Dirty, Place, ServiceKey, World, addresses_of};
 
 /// What a resource is made of: it is stale when this changes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -29,6 +30,8 @@ pub enum Source {
     Cluster(ServiceKey),
     /// A service's endpoints.
     Endpoints(ServiceKey),
+    /// What an address stands for.
+    Address(SocketAddr),
     /// The configuration of every service.
     World,
 }
@@ -149,7 +152,10 @@ pub fn source(client: &Client, ty: ResourceType, name: &str) -> Option<Source> {
         ResourceType::Secret => (name == names::ROOTCA).then_some(Source::Bundle),
         ResourceType::Cluster => names::of_cluster(name).map(|(service, _)| Source::Cluster(service)),
         ResourceType::Endpoints => names::of_cluster(name).map(|(service, _)| Source::Endpoints(service)),
-        ResourceType::VirtualHost => names::Host::of_virtual_host(name).map(|host| Source::Config(host.service)),
+        ResourceType::VirtualHost => match names::address(name) {
+            Some(address) => Some(Source::Address(address)),
+            None => names::Host::of_virtual_host(name).map(|host| Source::Config(host.service)),
+        },
         ResourceType::Route => match client.flavour {
             Flavour::Envoy => Some(Source::World),
             Flavour::Sidecar | Flavour::Grpc => Some(Source::Constant),
@@ -209,6 +215,9 @@ fn changes(old: &World, new: &World, dirty: &BTreeSet<Dirty>) -> Changes {
                 if cluster::peers(old, service) != cluster::peers(new, service) {
                     changes.sources.insert(Source::Cluster(service.clone()));
                 }
+                let (before, after) = (addresses(old, service), addresses(new, service));
+                let differ = before.symmetric_difference(&after);
+                changes.sources.extend(differ.map(|(address, _)| Source::Address(*address)));
                 // Workloads that a selector newly picks take in what is sent to that service.
                 let (before, after) = (listener::members(old, service), listener::members(new, service));
                 changes.sources.extend(before.symmetric_difference(&after).cloned().map(Source::Config));
@@ -220,6 +229,8 @@ fn changes(old: &World, new: &World, dirty: &BTreeSet<Dirty>) -> Changes {
                     Source::Cluster(service.clone()),
                     Source::Endpoints(service.clone()),
                 ]);
+                let addresses = [addresses(old, service), addresses(new, service)].into_iter().flatten();
+                changes.sources.extend(addresses.map(|(address, _)| Source::Address(address)));
                 let members = [listener::members(old, service), listener::members(new, service)];
                 changes.sources.extend(members.into_iter().flatten().map(Source::Config));
                 // A backend that comes or goes changes the routes that lead to it.
@@ -232,6 +243,11 @@ fn changes(old: &World, new: &World, dirty: &BTreeSet<Dirty>) -> Changes {
     }
     changes.clusters = cluster_names(old, new, &changes.sources);
     changes
+}
+
+/// What the addresses of a service stand for; none when there is no such service.
+fn addresses(world: &World, service: &ServiceKey) -> BTreeSet<(SocketAddr, Place)> {
+    world.services.get(service).map(|entry| addresses_of(service, entry)).unwrap_or_default()
 }
 
 fn cluster_names(old: &World, new: &World, sources: &BTreeSet<Source>) -> BTreeSet<Arc<str>> {

@@ -29,7 +29,7 @@ pub fn local_port<'a>(client: &'a Client, name: &str) -> Option<&'a LocalPort> {
 /// `outbound`, where the node says, or a local port of the node's `weft.listeners`.
 pub fn listener(world: &World, client: &Client, name: &str) -> Option<Arc<Encoded>> {
     if name == names::OUTBOUND {
-        return Some(Encoded::new(name, &encode::listener::outbound(client.outbound)));
+        return Some(Encoded::new(name, &encode::listener::outbound(client.outbound, None)));
     }
     let port = local_port(client, name)?;
     world.services.get(&port.service)?.service.port(port.port)?;

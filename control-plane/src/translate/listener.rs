@@ -1,9 +1,9 @@
-//! The inbound listener of a service's sidecars.
+//! The listeners of a service's sidecars.
 
 use std::{collections::BTreeSet, time::Duration};
 
-use weft_model::{MtlsMode, PortOrName, Service, ServicePort};
-use weft_xds::resource::{Inbound, InboundPort, sni};
+use weft_model::{EgressMode, MtlsMode, PortOrName, Service, ServicePort};
+use weft_xds::resource::{Egress, Inbound, InboundPort, sni};
 
 use super::{access, cluster};
 use crate::index::{ServiceKey, WorkloadEntry, World};
@@ -32,6 +32,14 @@ pub fn inbound(world: &World, service: &ServiceKey) -> Option<Inbound> {
         }
     }
     Some(Inbound { ports, permissive: world.mesh.resource.mtls() == MtlsMode::Permissive })
+}
+
+/// What becomes of calls to hosts that are not in the mesh.
+pub fn egress(world: &World) -> Egress {
+    match world.mesh.resource.egress() {
+        EgressMode::Any => Egress::Any,
+        EgressMode::Registered => Egress::Registered,
+    }
 }
 
 fn inbound_port(world: &World, service: &ServiceKey, port: &ServicePort, sni: String) -> InboundPort {

@@ -1,9 +1,9 @@
 //! Names: hosts as callers write them, and the names of resources made of them.
 //!
 //! Canonical host `service.namespace`; cluster and endpoints `namespace/service:port`; virtual host
-//! `outbound/service.namespace[:port]`.
+//! `outbound/service.namespace[:port]`, or `outbound/IP:PORT` for what an application connects to by address.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use crate::index::ServiceKey;
 
@@ -50,6 +50,14 @@ impl Host {
         let canonical = virtual_host(&host.service, host.port) == name && !host.service.namespace.is_empty();
         canonical.then_some(host)
     }
+}
+
+/// Reads the name of an address's virtual host, `outbound/IP:PORT`, with IPv6 in brackets. `None`: it is not canonical.
+pub fn address(name: &str) -> Option<SocketAddr> {
+    let text = name.strip_prefix(OUTBOUND)?.strip_prefix('/')?;
+    let address: SocketAddr = text.parse().ok()?;
+    let canonical = address.ip() == address.ip().to_canonical() && address.to_string() == text;
+    (canonical && address.port() > 0).then_some(address)
 }
 
 /// `outbound/service.namespace[:port]`
@@ -125,6 +133,25 @@ mod tests {
         assert_eq!(of_cluster("shop/orders:80"), Some((orders, 80)));
         for name in ["orders:80", "shop/orders", "shop/orders:080", "shop/:80", "/orders:80", "shop/orders:70000"] {
             assert_eq!(of_cluster(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_read_back_only_in_canonical_form() {
+        for (name, address) in [
+            ("outbound/10.0.0.5:8080", Some("10.0.0.5:8080")),
+            ("outbound/[fd00::5]:80", Some("[fd00::5]:80")),
+            ("outbound/fd00::5:80", None),
+            ("outbound/[FD00::5]:80", None),
+            ("outbound/[::ffff:10.0.0.5]:80", None),
+            ("outbound/10.0.0.5", None),
+            ("outbound/10.0.0.5:0", None),
+            ("outbound/10.0.0.5:080", None),
+            ("10.0.0.5:80", None),
+            ("outbound/orders.shop:80", None),
+        ] {
+            assert_eq!(super::address(name), address.map(|address| address.parse().unwrap()), "{name}");
+            assert!(address.is_none() || Host::of_virtual_host(name).is_none(), "{name} is no service's");
         }
     }
 

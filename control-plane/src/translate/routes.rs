@@ -1,6 +1,6 @@
 //! Virtual hosts: the routes of one port of a service, from the HTTPRoutes and GRPCRoutes attached to it.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 
 use http::{HeaderName, HeaderValue, StatusCode};
 use weft_model::{
@@ -56,7 +56,20 @@ pub fn virtual_host(
     if routes.is_empty() {
         routes.push(Arc::new(target.own()));
     }
-    Some(VirtualHost { name: name.into(), domains, routes })
+    Some(VirtualHost { name: name.into(), domains, routes, endpoint: None })
+}
+
+/// The virtual host of an address: of a service's own address, that service's; of an endpoint's, one whose calls all go
+/// to that endpoint, by the service's cluster. Routes do not concern whoever has chosen the endpoint himself.
+pub fn at(world: &World, address: SocketAddr, name: &str) -> Option<VirtualHost> {
+    let place = world.at(address)?;
+    let domains = vec![address.to_string().into()];
+    if place.endpoint.is_none() {
+        return virtual_host(world, &place.service, place.port, name, domains);
+    }
+    let port = world.services.get(&place.service)?.service.port(place.port)?;
+    let own = Target { world, service: &place.service, port }.own();
+    Some(VirtualHost { name: name.into(), domains, routes: vec![Arc::new(own)], endpoint: place.endpoint })
 }
 
 /// Services whose routes lead to `backend`.

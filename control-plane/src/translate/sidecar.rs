@@ -16,7 +16,7 @@ pub fn listener(world: &World, service: &ServiceKey, name: &str) -> Option<Arc<E
         }
         names::OUTBOUND => {
             let bind = super::DEFAULT_OUTBOUND.parse().expect("a constant address");
-            Some(Encoded::new(name, &encode::listener::outbound(bind)))
+            Some(Encoded::new(name, &encode::listener::outbound(bind, Some(listener::egress(world)))))
         }
         _ => None,
     }
@@ -27,8 +27,12 @@ pub fn routes(name: &str) -> Option<Arc<Encoded>> {
     (name == names::OUTBOUND).then(|| Encoded::new(name, &encode::listener::on_demand_routes()))
 }
 
-/// `outbound/service.namespace[:port]`.
+/// `outbound/service.namespace[:port]`, or `outbound/IP:PORT`.
 pub fn virtual_host(world: &World, name: &str) -> Option<Arc<Encoded>> {
+    if let Some(address) = names::address(name) {
+        let built = routes::at(world, address, name)?;
+        return Some(Encoded::new(name, &encode::routes::encode(&built, Flavour::Sidecar)));
+    }
     let host = names::Host::of_virtual_host(name)?;
     let port = routes::resolve(world, &host)?;
     let domains = routes::domains(&host.service, host.port, None);

@@ -41,7 +41,12 @@ fn routes(authority: &str, clusters: &[&str]) -> Decoded {
         source: "".into(),
         revision: 1,
     };
-    let host = VirtualHost { name: authority.into(), domains: vec![authority.into()], routes: vec![Arc::new(route)] };
+    let host = VirtualHost {
+        name: authority.into(),
+        domains: vec![authority.into()],
+        routes: vec![Arc::new(route)],
+        endpoint: None,
+    };
     Decoded::VirtualHost(Arc::new(host))
 }
 

@@ -28,9 +28,9 @@ use weft_proto::{
             },
         },
     },
-    weft::v1::InboundExtension,
+    weft::v1::{InboundExtension, OutboundExtension},
 };
-use weft_xds::resource::{Inbound, InboundPort, Protocol, pack};
+use weft_xds::resource::{Egress, Inbound, InboundPort, Protocol, pack};
 
 use super::{access, cluster};
 use crate::translate::{
@@ -93,8 +93,9 @@ fn inbound_http(port: &InboundPort) -> Filter {
     })
 }
 
-/// The outbound listener; its routes come by RDS.
-pub fn outbound(bind: SocketAddr) -> WireListener {
+/// The outbound listener; its routes come by RDS. `egress`: what a sidecar of ours is told besides.
+pub fn outbound(bind: SocketAddr, egress: Option<Egress>) -> WireListener {
+    use weft_proto::weft::v1::Egress as Wire;
     let manager = HttpConnectionManager {
         stat_prefix: names::OUTBOUND.to_owned(),
         http_filters: vec![router()],
@@ -110,6 +111,13 @@ pub fn outbound(bind: SocketAddr) -> WireListener {
         address: Some(address(bind)),
         traffic_direction: TrafficDirection::Outbound as i32,
         filter_chains: vec![FilterChain { filters: vec![http(manager)], ..FilterChain::default() }],
+        metadata: egress.map(|egress| {
+            let egress = match egress {
+                Egress::Any => Wire::Any,
+                Egress::Registered => Wire::Registered,
+            };
+            extension(&OutboundExtension { egress: egress as i32 })
+        }),
         ..WireListener::default()
     }
 }

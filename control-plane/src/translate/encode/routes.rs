@@ -21,7 +21,7 @@ use weft_proto::{
         extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate,
         r#type::matcher::v3::RegexMatchAndSubstitute,
     },
-    weft::v1::RouteExtension,
+    weft::v1::{RouteExtension, VirtualHostExtension},
 };
 use weft_xds::resource::{
     FULL_PATH, Forward, HashOn, HeaderEdits, HeaderKey, HeaderMatch, HeaderTest, PathMatch, PathRewrite, Redirect,
@@ -40,6 +40,7 @@ pub fn encode(host: &VirtualHost, flavour: Flavour) -> wire::VirtualHost {
         name: host.name.to_string(),
         domains: host.domains.iter().map(ToString::to_string).collect(),
         routes: host.routes.iter().flat_map(|route| routes(route, flavour)).collect(),
+        metadata: host.endpoint.map(|endpoint| extension(&VirtualHostExtension { endpoint: endpoint.to_string() })),
         ..wire::VirtualHost::default()
     }
 }

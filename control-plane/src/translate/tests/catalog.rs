@@ -76,7 +76,8 @@ fn an_endpoint_that_comes_costs_one_encoding() {
     let world = next(&catalog, |world| register(world, "default/orders/4", "v1", "10.0.0.14"));
     let changes = catalog.update(world, Some(&BTreeSet::from([Dirty::Endpoints(orders.clone())])));
     assert!(!changes.everything);
-    assert_eq!(changes.sources, BTreeSet::from([Source::Endpoints(orders)]));
+    let addresses = ["10.0.0.14:8080", "10.0.0.14:9000"].map(|address| Source::Address(address.parse().unwrap()));
+    assert_eq!(changes.sources, BTreeSet::from([Source::Endpoints(orders)]).into_iter().chain(addresses).collect());
     assert!(changes.clusters.is_empty());
     let after = versions(&catalog);
     assert_eq!(encoded(&catalog), count + 1);
@@ -105,6 +106,26 @@ fn a_new_identity_changes_the_cluster_too() {
     let changes = catalog.update(world, Some(&BTreeSet::from([Dirty::Endpoints(inventory.clone())])));
     assert!(changes.sources.contains(&Source::Cluster(inventory)));
     assert_eq!(changes.clusters, BTreeSet::from(["default/inventory:9000".into()]));
+}
+
+#[test]
+fn what_an_address_stands_for_is_told_when_it_changes() {
+    let catalog = Catalog::new(Arc::new(world(SHOP, &WORKLOADS)));
+    let get = |address: &str| catalog.get(&sidecar(), ResourceType::VirtualHost, &format!("outbound/{address}"));
+    let source = |address: &str| Source::Address(address.parse().unwrap());
+    let neighbour = get("10.0.0.11:8080").unwrap();
+    assert!(get("10.0.0.14:8080").is_none());
+    let orders = ServiceKey::new("default", "orders");
+    let world = next(&catalog, |world| register(world, "default/orders/4", "v1", "10.0.0.14"));
+    let changes = catalog.update(world, Some(&BTreeSet::from([Dirty::Endpoints(orders.clone())])));
+    assert!(
+        changes.sources.contains(&source("10.0.0.14:8080")) && !changes.sources.contains(&source("10.0.0.11:8080"))
+    );
+    assert!(get("10.0.0.14:8080").is_some());
+    assert!(Arc::ptr_eq(&get("10.0.0.11:8080").unwrap(), &neighbour));
+    // Its policy may say how long calls take.
+    let changes = catalog.update(next(&catalog, |_| {}), Some(&BTreeSet::from([Dirty::Service(orders)])));
+    assert!(changes.sources.contains(&source("10.0.0.11:8080")));
 }
 
 #[test]
@@ -151,7 +172,7 @@ fn kinds_of_clients_do_not_share_what_differs() {
         let name = if client.agent.starts_with("gRPC") { "orders:80" } else { "outbound" };
         catalog.get(client, ResourceType::Listener, name).unwrap().any.value.clone()
     });
-    assert_eq!(listeners.collect::<BTreeSet<_>>().len(), 2);
+    assert_eq!(listeners.collect::<BTreeSet<_>>().len(), 3, "only ours is told of egress");
     assert_eq!(of(ResourceType::Endpoints, "default/orders:80").len(), 1);
     assert_eq!(of(ResourceType::Secret, "ROOTCA").len(), 1);
 }

@@ -36,7 +36,7 @@ pub(crate) fn world(yaml: &str, workloads: &[(&str, &str, &str)]) -> World {
                 if !entry.service.spec.selector.is_empty() {
                     world.selecting.insert_mut(key.clone());
                 }
-                world.services.insert_mut(key, Arc::new(entry));
+                world.put(&key, Some(entry));
             }
             Resource::HttpRoute(resource) => {
                 world.http_routes.insert_mut(key, Versioned { resource, revision: 7 });
@@ -66,6 +66,7 @@ fn empty() -> World {
         generation: 1,
         services: crate::index::Map::default(),
         selecting: crate::index::Set::default(),
+        addresses: crate::index::Map::default(),
         http_routes: crate::index::Map::default(),
         grpc_routes: crate::index::Map::default(),
         traffic_policies: crate::index::Map::default(),
@@ -110,7 +111,12 @@ pub(crate) fn register(world: &mut World, instance: &str, version: &str, address
         identity: id(&service.namespace, &service.name),
         address: (ip, 15006).into(),
         ports: ports
-            .map(|port| WorkloadPort { name: port.name.as_str().into(), port: port.port, protocol: "".into() })
+            .map(|port| WorkloadPort {
+                name: port.name.as_str().into(),
+                port: port.port,
+                protocol: "".into(),
+                app: app(port.port),
+            })
             .collect(),
         weight: 1,
         labels: labels.clone(),
@@ -127,7 +133,7 @@ pub(crate) fn register(world: &mut World, instance: &str, version: &str, address
         let ports = entry.service.spec.ports.iter();
         let endpoint = EndpointEntry {
             ip: ip.into(),
-            ports: ports.map(|port| EndpointPort { service: port.port, target: 15006 }).collect(),
+            ports: ports.map(|port| EndpointPort { service: port.port, target: 15006, app: app(port.port) }).collect(),
             weight: workload.weight,
             health: workload.health,
             region: workload.region.clone(),
@@ -144,9 +150,14 @@ pub(crate) fn register(world: &mut World, instance: &str, version: &str, address
             endpoints,
             accounts: entry.accounts.clone(),
         };
-        world.services.insert_mut(key.clone(), Arc::new(entry));
+        world.put(key, Some(entry));
     }
     world.workloads.insert_mut(instance.into(), Arc::new(workload));
+}
+
+/// Where applications of these worlds listen for a port of their service.
+fn app(port: u16) -> u16 {
+    if port < 1024 { 8000 + port } else { port }
 }
 
 pub(crate) fn client(agent: &str, id: &str, metadata: &[(&str, &str)]) -> Client {

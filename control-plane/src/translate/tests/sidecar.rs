@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use weft_xds::resource::{
-    Balancer, Cluster, Decoded, Inbound, ListenerKind, PathMatch, PathRewrite, Permission, Principal, Protocol,
+    Balancer, Cluster, Decoded, Egress, Inbound, ListenerKind, PathMatch, PathRewrite, Permission, Principal, Protocol,
     RbacAction, ResourceType, RouteAction, StringMatch, VirtualHost,
 };
 
@@ -48,6 +48,7 @@ fn goldens() {
         (ResourceType::VirtualHost, "outbound/orders.default:80"),
         (ResourceType::VirtualHost, "outbound/orders.default:9000"),
         (ResourceType::VirtualHost, "outbound/frontend.default"),
+        (ResourceType::VirtualHost, "outbound/10.0.0.11:8080"),
     ];
     for (ty, name) in all {
         let snapshot = format!("sidecar-{ty}-{}", name.replace(['/', ':'], "_"));
@@ -169,6 +170,57 @@ fn a_port_without_routes_leads_to_the_service_itself() {
     assert_eq!(&*forward.clusters[0].name, "default/frontend:80");
     // Defaults: the sidecar's own policy.
     assert!(forward.retry.is_none() && forward.timeout.is_none());
+}
+
+#[test]
+fn an_endpoints_address_leads_to_that_endpoint_whatever_the_routes_say() {
+    let host = virtual_host("outbound/10.0.0.11:8080");
+    assert_eq!(host.endpoint, Some("10.0.0.11:15006".parse().unwrap()));
+    let [only] = &host.routes[..] else { panic!("{host:?}") };
+    let RouteAction::Forward(forward) = &only.action else { panic!("not a forward") };
+    assert_eq!(&*forward.clusters[0].name, "default/orders:80");
+    assert_eq!(forward.timeout, Some(Duration::from_secs(5)), "the service's policy holds");
+}
+
+#[test]
+fn a_services_own_address_leads_to_its_routes() {
+    let yaml = SHOP.replace(
+        "metadata: { name: orders }\nspec:\n  ports:",
+        "metadata: { name: orders }\nspec:\n  \
+                             clusterIP: 10.96.0.7\n  clusterIPs: [10.96.0.7, 'fd00::7']\n  ports:",
+    );
+    assert_ne!(yaml, SHOP);
+    let world = world(&yaml, &WORKLOADS);
+    let of = |name: &str| match decoded(&world, ResourceType::VirtualHost, name) {
+        Decoded::VirtualHost(host) => (*host).clone(),
+        other => panic!("{other:?}"),
+    };
+    let by_name = of("outbound/orders.default:80");
+    for address in ["10.96.0.7:80", "[fd00::7]:80"] {
+        let host = of(&format!("outbound/{address}"));
+        assert_eq!((host.endpoint, host.routes.len()), (None, by_name.routes.len()));
+        assert_eq!(*host.domains, [address.into()]);
+    }
+    let absent =
+        fetch(&world, "weft-sidecar", "default/frontend/1", ResourceType::VirtualHost, "outbound/10.96.0.7:81");
+    assert!(absent.is_none());
+}
+
+#[test]
+fn the_mesh_says_what_becomes_of_calls_to_the_outside() {
+    let egress = |spec: &str| {
+        let mesh = format!("apiVersion: weft.mesh/v1alpha1\nkind: Mesh\nmetadata: {{ name: default }}\nspec: {spec}\n");
+        match decoded(&world(&mesh, &[]), ResourceType::Listener, "outbound") {
+            Decoded::Listener(listener) => match &listener.kind {
+                ListenerKind::Outbound(outbound) => outbound.egress,
+                ListenerKind::Inbound(other) => panic!("{other:?}"),
+            },
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(egress("{}"), Egress::Any);
+    assert_eq!(egress("{ egress: { mode: any } }"), Egress::Any);
+    assert_eq!(egress("{ egress: { mode: registered } }"), Egress::Registered);
 }
 
 #[test]

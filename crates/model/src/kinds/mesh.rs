@@ -33,6 +33,8 @@ object! {
         default_access: Option<DefaultAccess> = default("allow")
             .why("a mesh that carries traffic within the first minute")
             .when("every service has its AccessPolicy: `deny` then closes what was forgotten"),
+        /// Calls to hosts that are not in the mesh.
+        egress: Option<Egress> = default("any"),
         /// Certificates of the workloads.
         certificates: Option<Certificates> = default("see its fields"),
         /// Values for whatever a TrafficPolicy leaves open; without `targetRefs`.
@@ -64,6 +66,25 @@ choices! {
     pub enum DefaultAccess {
         Allow = "allow": "By every identity of the trust domain.",
         Deny = "deny": "By nobody.",
+    }
+}
+
+object! {
+    /// Calls to hosts that are not in the mesh.
+    pub struct Egress {
+        /// Whether they are let out.
+        mode: Option<EgressMode> = default("any")
+            .why("an application that gets a sidecar goes on reaching its database and the APIs that it uses")
+            .when("nothing may be called but what is registered: a Service with an EndpointSlice then lets one host out. A \
+                   sidecar is no firewall: an application that gets round it is stopped by the network alone")
+    }
+}
+
+choices! {
+    /// Whether calls to hosts that are not in the mesh are let out.
+    pub enum EgressMode {
+        Any = "any": "They go where the application sends them, counted as `external`.",
+        Registered = "registered": "Only services of the mesh may be called; all else is refused with `external_refused`.",
     }
 }
 
@@ -113,6 +134,11 @@ impl Mesh {
     /// Whether a service that no AccessPolicy allows anything may be called.
     pub fn default_access(&self) -> DefaultAccess {
         self.spec.default_access.unwrap_or_default()
+    }
+
+    /// Whether calls to hosts that are not in the mesh are let out.
+    pub fn egress(&self) -> EgressMode {
+        self.spec.egress.as_ref().and_then(|egress| egress.mode).unwrap_or_default()
     }
 
     /// Life of a certificate, when the mesh sets one.

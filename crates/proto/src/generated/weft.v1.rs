@@ -1743,6 +1743,8 @@ pub struct WorkloadPort {
     pub port: u32,
     #[prost(string, tag = "3")]
     pub protocol: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "4")]
+    pub app_port: u32,
 }
 impl ::prost::Name for WorkloadPort {
     const NAME: &'static str = "WorkloadPort";
@@ -2812,6 +2814,36 @@ impl ::prost::Name for InboundExtension {
         "/weft.v1.InboundExtension".into()
     }
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct OutboundExtension {
+    #[prost(enumeration = "Egress", tag = "1")]
+    pub egress: i32,
+}
+impl ::prost::Name for OutboundExtension {
+    const NAME: &'static str = "OutboundExtension";
+    const PACKAGE: &'static str = "weft.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "weft.v1.OutboundExtension".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/weft.v1.OutboundExtension".into()
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct VirtualHostExtension {
+    #[prost(string, tag = "1")]
+    pub endpoint: ::prost::alloc::string::String,
+}
+impl ::prost::Name for VirtualHostExtension {
+    const NAME: &'static str = "VirtualHostExtension";
+    const PACKAGE: &'static str = "weft.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "weft.v1.VirtualHostExtension".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/weft.v1.VirtualHostExtension".into()
+    }
+}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum Protocol {
@@ -2843,6 +2875,35 @@ impl Protocol {
             "PROTOCOL_HTTP2" => Some(Self::Http2),
             "PROTOCOL_GRPC" => Some(Self::Grpc),
             "PROTOCOL_TCP" => Some(Self::Tcp),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Egress {
+    Unspecified = 0,
+    Any = 1,
+    Registered = 2,
+}
+impl Egress {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "EGRESS_UNSPECIFIED",
+            Self::Any => "EGRESS_ANY",
+            Self::Registered => "EGRESS_REGISTERED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "EGRESS_UNSPECIFIED" => Some(Self::Unspecified),
+            "EGRESS_ANY" => Some(Self::Any),
+            "EGRESS_REGISTERED" => Some(Self::Registered),
             _ => None,
         }
     }

@@ -51,6 +51,18 @@ pub struct InboundPort {
 pub struct Outbound {
     /// Name of its route configuration.
     pub route_config: Box<str>,
+    /// What becomes of calls to hosts that are not in the mesh.
+    pub egress: Egress,
+}
+
+/// What becomes of calls to hosts that are not in the mesh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Egress {
+    /// They go there.
+    #[default]
+    Any,
+    /// They are refused.
+    Registered,
 }
 
 /// The SNI by which a caller's sidecar names service and port to the callee's: `p80.orders.default.weft`.

@@ -14,7 +14,8 @@
 //!   a port of protocol *detect* has its rules in http rbac. Whole-request timeout at the callee:
 //!   `common_http_protocol_options.max_stream_duration` (absent or 0: off). Routes inside are not read.
 //! - **Listener `outbound`**: `traffic_direction` OUTBOUND; one filter chain with one HttpConnectionManager: `rds`
-//!   (`ads`), `http_filters` `[router]`.
+//!   (`ads`), `http_filters` `[router]`; listener `metadata` = `OutboundExtension` (absent: calls to hosts outside the
+//!   mesh go there).
 //! - **RBAC filter** (http and network): `rules` is obeyed, `shadow_rules` is only counted (AUDIT); a filter may have
 //!   both, and there may be several filters. Action ALLOW or DENY. Policy name = `namespace/policy/rule`
 //!   (`rule`: name or index). Principals: `any`, `and_ids`, `or_ids`, `not_id`, `authenticated{principal_name}`
@@ -22,7 +23,8 @@
 //!   `any`, `and_rules`, `or_rules`, `not_rule`, `header` (`:method` exact…), `url_path`, `destination_port` (the
 //!   *service's* port). Network RBAC knows no `header` and no `url_path`. Anything else is refused, an unknown field too.
 //! - **RouteConfiguration `outbound`**: empty, with `vhds` set. **VirtualHost**: resource name `outbound/HOST:PORT`,
-//!   `domains`, routes in order.
+//!   `domains`, routes in order. `outbound/IP:PORT` (IPv6 in brackets) is what an application means that connects to that
+//!   address; where it is an endpoint's, `metadata` = `VirtualHostExtension` names the endpoint that all calls go to.
 //! - **Route**: `name` as in metrics; `metadata` = `RouteExtension`. Match: `prefix`, `path`, `path_separated_prefix`,
 //!   `safe_regex`; `headers`, `query_parameters`, `grpc`. `RouteAction.timeout`: absent or 0 = off (write it always: for
 //!   Envoy absent is 15 s). `retry_policy` absent = the sidecar's default policy; *no retries* = `num_retries: 0`.

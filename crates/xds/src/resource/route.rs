@@ -1,6 +1,6 @@
 //! Route configurations, virtual hosts and routes.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{HeaderName, HeaderValue, StatusCode};
 use regex::Regex;
@@ -27,6 +27,8 @@ pub struct VirtualHost {
     pub domains: Vec<Box<str>>,
     /// First match wins.
     pub routes: Vec<Arc<Route>>,
+    /// The one endpoint that calls go to: the caller has addressed it. `None`: the balancer picks.
+    pub endpoint: Option<SocketAddr>,
 }
 
 /// One route.

@@ -204,6 +204,7 @@ fn calls(setup: &Setup, endpoints: &[SocketAddr]) -> Snapshot {
         name: "outbound/orders.default:80".into(),
         domains: vec!["orders.default".into()],
         routes: vec![Arc::new(route)],
+        endpoint: None,
     });
     let host = Arc::new(Host::new(routes, Instant::now()));
     let mut virtual_hosts: ByName<VhostState> = ByName::default();

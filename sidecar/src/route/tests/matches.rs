@@ -41,7 +41,7 @@ fn route(name: &str, path: PathMatch, headers: Vec<HeaderMatch>, query: Vec<Quer
 
 fn host(domains: &[&str], routes: Vec<Arc<Route>>) -> Arc<VirtualHost> {
     let domains: Vec<Box<str>> = domains.iter().map(|&domain| domain.into()).collect();
-    Arc::new(VirtualHost { name: domains.join(",").into(), domains, routes })
+    Arc::new(VirtualHost { name: domains.join(",").into(), domains, routes, endpoint: None })
 }
 
 #[test]

@@ -23,11 +23,11 @@ use weft_proto::{
             transport_sockets::tls::v3::{DownstreamTlsContext, common_tls_context::ValidationContextType},
         },
     },
-    weft::v1::InboundExtension,
+    weft::v1::{self as wire, InboundExtension, OutboundExtension},
 };
 
 use super::{
-    super::{Inbound, InboundPort, Listener, ListenerKind, Outbound, Protocol, Rbac},
+    super::{Egress, Inbound, InboundPort, Listener, ListenerKind, Outbound, Protocol, Rbac},
     access, cluster, unpack, unpack_known,
     value::{At, Result, err, extension, message_name, name, over_ads, port, server_name, timeout, unsupported},
 };
@@ -261,5 +261,11 @@ fn outbound(proto: &proto::Listener) -> Result<Outbound> {
         Some(_) | None => return err("filters[0].route_specifier", "must be rds").at(field),
     };
     over_ads(rds.config_source.as_ref()).at("filters[0].rds.config_source").at(field)?;
-    Ok(Outbound { route_config: name(&rds.route_config_name, "filters[0].rds.route_config_name").at(field)? })
+    let extension = extension::<OutboundExtension>(proto.metadata.as_ref())?.unwrap_or_default();
+    let egress = match wire::Egress::try_from(extension.egress) {
+        Ok(wire::Egress::Unspecified | wire::Egress::Any) => Egress::Any,
+        Ok(wire::Egress::Registered) => Egress::Registered,
+        Err(_) => return err("metadata.egress", format!("{} is not known", extension.egress)),
+    };
+    Ok(Outbound { route_config: name(&rds.route_config_name, "filters[0].rds.route_config_name").at(field)?, egress })
 }

@@ -14,7 +14,7 @@ use weft_proto::{
         },
         r#type::{matcher::v3::RegexMatchAndSubstitute, v3::fractional_percent::DenominatorType},
     },
-    weft::v1::RouteExtension,
+    weft::v1::{RouteExtension, VirtualHostExtension},
 };
 
 use super::{
@@ -99,7 +99,15 @@ fn virtual_host(proto: &proto::VirtualHost) -> Result<VirtualHost> {
     }
     let routes = proto.routes.iter().enumerate();
     let routes = routes.map(|(index, it)| route(it, &host).map(Arc::new).at_index("routes", index));
-    Ok(VirtualHost { name, domains, routes: routes.collect::<Result<_>>()? })
+    let extension = extension::<VirtualHostExtension>(proto.metadata.as_ref())?.unwrap_or_default();
+    let endpoint = match extension.endpoint.as_str() {
+        "" => None,
+        text => match text.parse() {
+            Ok(address) => Some(address),
+            Err(_) => return err("metadata.endpoint", format!("{text:?} is not IP:PORT")),
+        },
+    };
+    Ok(VirtualHost { name, domains, routes: routes.collect::<Result<_>>()?, endpoint })
 }
 
 /// What a virtual host adds to each of its routes.

@@ -425,6 +425,18 @@ fn a_virtual_host() {
 }
 
 #[test]
+fn a_virtual_host_may_name_the_endpoint_that_is_meant() {
+    for (text, address) in
+        [("", None), ("10.0.0.5:15006", Some("10.0.0.5:15006")), ("[fd00::5]:1", Some("[fd00::5]:1"))]
+    {
+        let metadata = metadata(&weft::VirtualHostExtension { endpoint: text.into() });
+        let proto = rds::VirtualHost { metadata, ..virtual_host() };
+        let Decoded::VirtualHost(it) = accepted(ResourceType::VirtualHost, &proto) else { panic!("other type") };
+        assert_eq!(it.endpoint, address.map(|address| address.parse().unwrap()));
+    }
+}
+
+#[test]
 fn timeouts_of_zero_are_off() {
     let mut proto = virtual_host();
     let mut action = forward(&[("a", 1)]);
@@ -446,6 +458,9 @@ fn virtual_hosts_that_are_refused() {
     host("domains: is empty", &|it| it.domains.clear());
     host("domains[1]: ", &|it| it.domains[1] = "orders.DEFAULT".into());
     host("domains[1]: ", &|it| it.domains[1] = "or*rs".into());
+    host("metadata.endpoint", &|it| {
+        it.metadata = metadata(&weft::VirtualHostExtension { endpoint: "orders:80".into() });
+    });
     host("require_tls", &|it| it.require_tls = 2);
     host("rate_limits", &|it| it.rate_limits.push(Default::default()));
     let route = |field: &str, change: &dyn Fn(&mut rds::Route)| {
@@ -785,6 +800,15 @@ fn the_outbound_listener() {
     refused(ty, &good, "filter_chains[0].filters[0].rds.config_source", |it| {
         *it = listener(&manager(None, Some(rds(None))));
     });
+    let listener_of = |egress| {
+        let metadata = metadata(&weft::OutboundExtension { egress });
+        lds::Listener { metadata, ..good.clone() }
+    };
+    for (wire, egress) in [(0, Egress::Any), (1, Egress::Any), (2, Egress::Registered)] {
+        let Decoded::Listener(it) = accepted(ty, &listener_of(wire)) else { panic!("other type") };
+        assert!(matches!(&it.kind, ListenerKind::Outbound(it) if it.egress == egress), "{wire}");
+    }
+    refused(ty, &good, "metadata.egress", |it| *it = listener_of(3));
     let filter = http_rbac::Rbac { rules: Some(rules(0)), ..Default::default() };
     refused(ty, &good, "filter_chains[0].filters[0].http_filters[0]", |it| {
         *it = listener(&manager(Some(filter), Some(rds(ads()))));
