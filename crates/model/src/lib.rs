@@ -5,9 +5,11 @@
 //! - [`effective_traffic`] fills defaults in.
 //! - [`http_precedence`] and [`grpc_precedence`] say which rule takes a request.
 //! - [`Resource::to_yaml`] writes a resource as it was applied.
+//! - [`crd::render`] writes the CustomResourceDefinitions of its own kinds.
 //! - [`reference::render`] writes the reference of all kinds.
 
 mod check;
+pub mod crd;
 pub mod defaults;
 mod effective;
 mod finding;
@@ -26,6 +28,11 @@ mod shape;
 mod source;
 mod validate;
 mod values;
+
+/// YAML documents as trees in which every value knows where it stands.
+pub mod yaml {
+    pub use crate::source::{Documents, Entry, MAX_BYTES, Node, NodeValue, Position, SyntaxError, read};
+}
 
 pub use self::{
     effective::{

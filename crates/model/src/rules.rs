@@ -158,7 +158,7 @@ fn label_value(text: &str) -> Result<(), String> {
 }
 
 /// Headers that belong to the connection; a route may neither test nor edit them.
-const HOP_BY_HOP: [&str; 8] =
+pub(crate) const HOP_BY_HOP: [&str; 8] =
     ["connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "content-length"];
 
 fn header_name(text: &str) -> Result<(), String> {
