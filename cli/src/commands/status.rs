@@ -136,6 +136,12 @@ fn json(status: &StatusResponse) -> serde_json::Value {
             "identity": workload.identity,
             "labels": workload.labels,
             "weight": workload.weight,
+            "ports": workload.ports.iter().map(|port| serde_json::json!({
+                "name": port.name,
+                "port": port.port,
+                "protocol": port.protocol,
+                "appPort": port.app_port,
+            })).collect::<Vec<_>>(),
         })).collect::<Vec<_>>(),
     })
 }

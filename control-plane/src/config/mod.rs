@@ -192,6 +192,12 @@ impl Configuration {
     pub fn status(&self) -> v1::StatusResponse {
         let Parts { store, registry, sessions, certificates, .. } = &self.shared.parts;
         let (issuer, root) = certificates.expiries();
+        let port = |port: &index::WorkloadPort| v1::PortStatus {
+            name: port.name.to_string(),
+            port: port.port.into(),
+            protocol: port.protocol.to_string(),
+            app_port: port.app.into(),
+        };
         let workload =
             |(workload, state): (Arc<index::WorkloadEntry>, crate::registry::lease::State)| v1::WorkloadStatus {
                 id: workload.id.to_string(),
@@ -202,6 +208,7 @@ impl Configuration {
                 identity: workload.identity.to_string(),
                 labels: workload.labels.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
                 weight: workload.weight,
+                ports: workload.ports.iter().map(port).collect(),
             };
         v1::StatusResponse {
             control_plane_version: weft_telemetry::VERSION.to_owned(),

@@ -585,6 +585,8 @@ pub struct WorkloadStatus {
     >,
     #[prost(uint32, tag = "8")]
     pub weight: u32,
+    #[prost(message, repeated, tag = "9")]
+    pub ports: ::prost::alloc::vec::Vec<PortStatus>,
 }
 impl ::prost::Name for WorkloadStatus {
     const NAME: &'static str = "WorkloadStatus";
@@ -594,6 +596,27 @@ impl ::prost::Name for WorkloadStatus {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/weft.v1.WorkloadStatus".into()
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PortStatus {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "2")]
+    pub port: u32,
+    #[prost(string, tag = "3")]
+    pub protocol: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "4")]
+    pub app_port: u32,
+}
+impl ::prost::Name for PortStatus {
+    const NAME: &'static str = "PortStatus";
+    const PACKAGE: &'static str = "weft.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "weft.v1.PortStatus".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/weft.v1.PortStatus".into()
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
