@@ -2,6 +2,7 @@
 
 pub mod app;
 pub mod caller;
+pub mod docker;
 pub mod identity;
 pub mod load;
 pub mod mesh;

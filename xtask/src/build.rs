@@ -58,11 +58,11 @@ fn variable(host: &str) -> &'static str {
     }
 }
 
-/// Builds the programs for images, and says where they are.
+/// Builds the programs, and says where they are.
 ///
 /// # Errors
 /// When that fails.
-pub fn images(root: &Path, release: bool) -> Result<PathBuf> {
+pub fn programs(root: &Path, release: bool) -> Result<PathBuf> {
     let build = [&["build", "--locked", "--quiet", "--bins"][..], PROGRAMS].concat();
     let (args, env) = if release {
         // Where this machine keeps sources is nobody's business, and would make the bytes another's.

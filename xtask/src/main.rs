@@ -3,6 +3,8 @@
 mod bench;
 mod build;
 mod counts;
+mod debian;
+mod engine;
 mod images;
 mod proto;
 mod run;
@@ -23,7 +25,8 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Everything that must hold: format, lints, unit, property, integration, interop and document tests, and no more
+    /// Everything that must hold: format, lints, unit, property, integration, interop, document and
+    /// deployment tests, and no more
     /// instructions and allocations for a request than the last commit needs.
     ///
     /// Installs the system packages that it needs when it is root on Debian, and otherwise names them.

@@ -38,7 +38,16 @@ pub fn program<A: AsRef<OsStr>>(root: &Path, name: &str, args: &[A], env: &[(&st
 /// # Errors
 /// When it cannot be started or fails: with what it printed.
 pub fn quietly<A: AsRef<OsStr>>(root: &Path, name: &str, args: &[A]) -> Result<()> {
-    let output = Command::new(name).args(args).current_dir(root).output();
+    quietly_with(root, name, args, &[])
+}
+
+/// The same with further environment.
+///
+/// # Errors
+/// When it cannot be started or fails: with what it printed.
+pub fn quietly_with<A: AsRef<OsStr>>(root: &Path, name: &str, args: &[A], env: &[(&str, String)]) -> Result<()> {
+    let envs = env.iter().map(|(key, value)| (*key, value));
+    let output = Command::new(name).args(args).envs(envs).current_dir(root).output();
     let output = output.with_context(|| format!("{name} cannot be started"))?;
     if !output.status.success() {
         let said = [output.stdout, output.stderr].concat();

@@ -64,6 +64,7 @@ fn installed(package: &str) -> bool {
         "linux-perf" => &["perf", "--version"],
         "prometheus" => &["promtool", "--version"],
         "iproute2" => &["ip", "-V"],
+        "docker.io" => &["dockerd", "--version"],
         "nftables" => &["nft", "--version"],
         "iptables" => &["iptables", "--version"],
         other => unreachable!("no way to look for {other}"),

@@ -1,16 +1,23 @@
 //! `cargo xtask test`: everything that must hold before a change lands.
 
-use std::{path::Path, process::Command};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use crate::{counts, proto, run, system};
+use crate::{
+    build, counts,
+    engine::{self, Engine},
+    images, proto, run, system,
+};
 
 /// Which steps.
 #[derive(Args)]
 pub struct Options {
-    /// Only these steps, comma-separated: format, lint, proto, bans, unit, mesh, counts.
+    /// Only these steps, comma-separated: format, bans, proto, lint, unit, mesh, deploy, counts.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
 }
@@ -26,6 +33,7 @@ const STEPS: &[Step] = &[
     ("lint", lint),
     ("unit", unit),
     ("mesh", mesh),
+    ("deploy", deploy),
     ("counts", counts::run),
 ];
 
@@ -53,7 +61,7 @@ fn format(root: &Path) -> Result<()> {
 }
 
 fn lint(root: &Path) -> Result<()> {
-    run::cargo(root, &["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"])
+    cargo(root, &["clippy", "--workspace", "--all-targets", "--locked", "--quiet", "--", "-D", "warnings"])
 }
 
 fn fresh_proto(root: &Path) -> Result<()> {
@@ -86,7 +94,7 @@ fn bans(root: &Path) -> Result<()> {
 
 /// Unit, property and in-crate protocol tests, and the examples in docs.
 fn unit(root: &Path) -> Result<()> {
-    run::cargo(root, &["test", "--workspace", "--exclude", "weft-tests", "--locked", "--quiet"])
+    cargo(root, &["test", "--workspace", "--exclude", "weft-tests", "--locked", "--quiet"])
 }
 
 /// Real processes on loopback, foreign peers, and every command that the documents show.
@@ -103,14 +111,66 @@ fn mesh(root: &Path) -> Result<()> {
         Ok(()) => env.push(("WEFT_REQUIRE_NETNS", "1".to_owned())),
         Err(error) => eprintln!("xtask: left out, hosts in network namespaces: {error:#}"),
     }
-    run::program(root, env!("CARGO"), &["test", "-p", "weft-tests", "--locked", "--", "--test-threads=2"], &env)
+    env.extend(build::fixed("")?);
+    let test = ["test", "-p", "weft-tests", "--lib", "--test", "mesh", "--locked", "--", "--test-threads=2"];
+    run::program(root, env!("CARGO"), &test, &env)
 }
 
-/// Builds Weft's programs into `debug/` of the target directory.
+/// Images, and what runs in them: in the machine's Docker engine, or in one of its own.
+fn deploy(root: &Path) -> Result<()> {
+    let mut env = build::fixed("")?;
+    match engine::kustomize(root) {
+        Ok(kustomize) => env.push(("WEFT_KUSTOMIZE", kustomize)),
+        Err(error) => eprintln!("xtask: left out, what kustomize makes of the manifests: {error:#}"),
+    }
+    let test = ["test", "-p", "weft-tests", "--test", "deploy", "--locked", "--", "--test-threads=2"];
+    match Engine::start(root) {
+        Ok(engine) => {
+            let images = test_images(root)?;
+            images::load(root, &images, &engine.env)?;
+            let folder = images.first().and_then(|file| file.parent()).context("no image was made")?;
+            env.push(("WEFT_IMAGES_DIR", folder.display().to_string()));
+            env.push(("WEFT_IMAGES", "loaded".to_owned()));
+            env.push(("WEFT_REQUIRE_DOCKER", "1".to_owned()));
+            engine.run(root, env!("CARGO"), &test, &env)
+        }
+        Err(error) => {
+            eprintln!("xtask: left out, images and compose in a Docker engine: {error:#}");
+            run::program(root, env!("CARGO"), &test, &env)
+        }
+    }
+}
+
+/// The images of this tree, made twice: the bytes must be the same.
+fn test_images(root: &Path) -> Result<Vec<PathBuf>> {
+    let place = build::target(root)?.join("images");
+    let make = |name: &str| {
+        let binaries = Some(binaries(root)?);
+        let out = Some(place.join(name));
+        images::make(
+            root,
+            &images::Options { load: false, out, profile: images::Profile::Dev, binaries, only: Vec::new() },
+        )
+    };
+    let (images, again) = (make("dev")?, make("dev-again")?);
+    for (one, other) in images.iter().zip(&again) {
+        if std::fs::read(one)? != std::fs::read(other)? {
+            bail!("made twice, and not the same bytes: {} and {}", one.display(), other.display());
+        }
+    }
+    std::fs::remove_dir_all(place.join("dev-again"))?;
+    Ok(images)
+}
+
+/// With everything static: lints, tests and images share one build.
+fn cargo(root: &Path, args: &[&str]) -> Result<()> {
+    run::program(root, env!("CARGO"), args, &build::fixed("")?)
+}
+
+/// Builds Weft's programs as the tests run them; their folder.
 ///
 /// # Errors
 /// When that fails.
-pub fn binaries(root: &Path) -> Result<()> {
-    let packages = ["-p", "weft", "-p", "weft-sidecar", "-p", "weft-control-plane"];
-    run::cargo(root, &[&["build", "--locked", "--quiet", "--bins"], &packages[..]].concat())
+pub fn binaries(root: &Path) -> Result<PathBuf> {
+    build::programs(root, false)
 }

@@ -19,7 +19,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::{run, system, test};
+use crate::{build, run, system, test};
 
 /// What a sidecar is made of.
 const MADE_OF: &[&str] = &["sidecar", "crates", "Cargo.toml", "Cargo.lock", "rust-toolchain.toml", ".cargo"];
@@ -32,7 +32,7 @@ pub fn run(root: &Path) -> Result<()> {
     let Ok(head) = commit(root, "HEAD") else {
         return not_compared("git shows no commit here");
     };
-    let place = target(root)?.join("counts");
+    let place = build::target(root)?.join("counts");
     std::fs::create_dir_all(&place)?;
     let now = snapshot(root, &place.join("index"))?;
     let committed = !differ(root, &head, &now)?;
@@ -44,8 +44,7 @@ pub fn run(root: &Path) -> Result<()> {
         return Ok(());
     }
     system::packages(&["valgrind"])?;
-    test::binaries(root)?;
-    let weft = target(root)?.join("debug/weft");
+    let weft = test::binaries(root)?.join("weft");
     let (before, after) = (place.join("before"), place.join("after"));
     let tree = Tree { root, place: place.clone() };
     tree.becomes(&base)?;
@@ -151,11 +150,6 @@ impl Tree<'_> {
         std::fs::copy(target.join("release").join(name), to).with_context(|| to.display().to_string())?;
         Ok(())
     }
-}
-
-fn target(root: &Path) -> Result<PathBuf> {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    Ok(std::path::absolute(target)?)
 }
 
 fn commit(root: &Path, name: &str) -> Result<String> {

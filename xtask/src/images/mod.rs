@@ -64,11 +64,31 @@ const KINDS: &[Kind] = &[
     Kind { name: "weft-init", file: "init.Dockerfile", program: "weft-sidecar", tools: true },
 ];
 
-/// Makes them.
+/// Makes them, and loads them where that is wanted.
 ///
 /// # Errors
 /// When a build fails, a file is missing, or the engine does not take them.
 pub fn run(root: &Path, options: &Options) -> Result<()> {
+    let images = make(root, options)?;
+    if options.load { load(root, &images, &[]) } else { Ok(()) }
+}
+
+/// Loads images into the engine that the environment names.
+///
+/// # Errors
+/// When it does not take them.
+pub fn load(root: &Path, images: &[PathBuf], env: &[(&'static str, String)]) -> Result<()> {
+    for image in images {
+        run::quietly_with(root, "docker", &["load", "--quiet", "--input", &image.display().to_string()], env)?;
+    }
+    Ok(())
+}
+
+/// Makes them: their files.
+///
+/// # Errors
+/// When a build fails, or a file is missing.
+pub fn make(root: &Path, options: &Options) -> Result<Vec<PathBuf>> {
     for name in &options.only {
         let names: Vec<_> = KINDS.iter().map(|kind| kind.name).collect();
         anyhow::ensure!(names.contains(&name.as_str()), "--only {name}: the images are {}", names.join(", "));
@@ -77,21 +97,16 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
     let profile = if options.profile == Profile::Release { "release" } else { "dev" };
     let binaries = match &options.binaries {
         Some(folder) => folder.clone(),
-        None => build::images(root, options.profile == Profile::Release)?,
+        None => build::programs(root, options.profile == Profile::Release)?,
     };
     let out = match &options.out {
         Some(out) => out.clone(),
         None => build::target(root)?.join("images").join(profile),
     };
     let maker = Maker { root, out: std::path::absolute(out)?, target, binaries, source: context::Source::of(root)? };
-    for kind in KINDS.iter().filter(|kind| options.only.is_empty() || options.only.iter().any(|name| name == kind.name))
-    {
-        let file = maker.image(kind).with_context(|| format!("image {}", kind.name))?;
-        if options.load {
-            run::quietly(root, "docker", &["load", "--quiet", "--input", &file.display().to_string()])?;
-        }
-    }
-    Ok(())
+    let wanted = |kind: &&Kind| options.only.is_empty() || options.only.iter().any(|name| name == kind.name);
+    let image = |kind: &Kind| maker.image(kind).with_context(|| format!("image {}", kind.name));
+    KINDS.iter().filter(wanted).map(image).collect()
 }
 
 struct Maker<'a> {
