@@ -18,6 +18,7 @@ mod body;
 pub mod certificates;
 pub mod config;
 pub mod index;
+pub mod kubernetes;
 pub mod metrics;
 pub mod operator;
 mod outbox;

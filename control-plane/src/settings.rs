@@ -6,6 +6,8 @@ use clap::Parser;
 use weft_identity::TrustDomain;
 use weft_telemetry::log;
 
+use crate::kubernetes;
+
 /// The control plane of a Weft mesh: serves configuration, service discovery and certificates to sidecars.
 ///
 /// At first start it makes a certificate authority and an operator's credential in its data directory. The credential,
@@ -61,8 +63,26 @@ pub struct Settings {
 
     /// Resources to apply at the first start, when nothing is configured yet: a file, or a directory of .yaml, .yml and
     /// .json files.
-    #[arg(long, env = "WEFT_CONFIG", value_name = "PATH")]
+    #[arg(long, env = "WEFT_CONFIG", value_name = "PATH", conflicts_with = "kubernetes")]
     pub config: Option<PathBuf>,
+
+    /// Take configuration and discovery from Kubernetes: Services, EndpointSlices, Pods, HTTPRoutes, GRPCRoutes and
+    /// Weft's own kinds. The API server then owns them: change them with kubectl; `weft apply` is refused. Sidecars may
+    /// join with a service-account token.
+    #[arg(long, env = "WEFT_KUBERNETES")]
+    pub kubernetes: bool,
+
+    /// How to reach the API server. Default: as a pod does, by its service account.
+    #[arg(long, env = "WEFT_KUBECONFIG", value_name = "FILE", requires = "kubernetes")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// Look at these namespaces only. Default: all of the cluster.
+    #[arg(long, env = "WEFT_KUBERNETES_NAMESPACES", value_name = "NAME,…", value_delimiter = ',')]
+    pub kubernetes_namespaces: Vec<String>,
+
+    /// Audience that a service-account token must be made for.
+    #[arg(long, env = "WEFT_KUBERNETES_AUDIENCE", value_name = "NAME", default_value = "weft")]
+    pub kubernetes_audience: String,
 
     /// What is logged: a level, or targets (`info,weft_control_plane=debug`).
     #[arg(long, env = "WEFT_LOG", default_value = "info", value_name = "FILTER")]
@@ -74,6 +94,15 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// The cluster, with `--kubernetes`.
+    pub fn cluster(&self) -> Option<kubernetes::Settings> {
+        self.kubernetes.then(|| kubernetes::Settings {
+            kubeconfig: self.kubeconfig.clone(),
+            namespaces: self.kubernetes_namespaces.iter().filter(|name| !name.is_empty()).cloned().collect(),
+            audience: self.kubernetes_audience.clone(),
+        })
+    }
+
     /// Where others reach a port that this process listens on.
     pub fn advertised(&self, bound: SocketAddr) -> String {
         let host = match &self.advertise {

@@ -31,6 +31,7 @@ use crate::{
     certificates::{self, Certificates, CertificatesGrpc, Tokens},
     config::{self, Author, Configuration},
     index::{Index, Worlds},
+    kubernetes::{self, Cluster, Health, Held, Reviewer},
     metrics::Metrics,
     operator::Operator,
     registry::{self, Registry},
@@ -56,6 +57,9 @@ pub struct Running {
 #[derive(Debug)]
 struct HttpState {
     ready: AtomicBool,
+    /// Whether there is a mesh to serve: not before the API server has told, in a cluster that is new to us.
+    configured: Arc<AtomicBool>,
+    kubernetes: Option<Arc<Health>>,
     prometheus: prometheus::Registry,
     metrics: Metrics,
     store: Store,
@@ -77,7 +81,9 @@ pub async fn start(settings: &Settings) -> anyhow::Result<Running> {
     let stop = CancellationToken::new();
 
     let registry = Registry::open(store.clone(), settings.lease).await?;
-    let index = Index::open(store.clone(), registry.clone(), certificates.bundle())?;
+    let cluster = InCluster::open(settings, &store, &certificates, &prometheus).await?;
+    let discovered = cluster.as_ref().map(|cluster| cluster.discovery.clone());
+    let index = Index::open(store.clone(), registry.clone(), discovered, certificates.bundle())?;
     let worlds = index.worlds();
     let discovery = Discovery::new(worlds.clone(), &prometheus, stop.clone())?;
     let api = Configuration::new(config::Parts {
@@ -87,6 +93,7 @@ pub async fn start(settings: &Settings) -> anyhow::Result<Running> {
         sessions: discovery.sessions(),
         certificates: certificates.clone(),
         append_seconds: metrics.append_seconds.clone(),
+        kubernetes: cluster.as_ref().map(|cluster| cluster.health.clone()),
         stop: stop.clone(),
     });
 
@@ -107,6 +114,8 @@ pub async fn start(settings: &Settings) -> anyhow::Result<Running> {
     );
     let state = Arc::new(HttpState {
         ready: AtomicBool::new(true),
+        configured: cluster.as_ref().map_or_else(|| Arc::new(AtomicBool::new(true)), |cluster| cluster.ready.clone()),
+        kubernetes: cluster.as_ref().map(|cluster| cluster.health.clone()),
         prometheus,
         metrics: metrics.clone(),
         store: store.clone(),
@@ -128,6 +137,10 @@ pub async fn start(settings: &Settings) -> anyhow::Result<Running> {
     run(&mut tasks, "registry", registry.run(stop.clone()));
     run(&mut tasks, "index", index.run(stop.clone()));
     run(&mut tasks, "discovery", discovery.run());
+    if let Some(cluster) = cluster {
+        let source = cluster.source(&store, worlds.clone(), &certificates);
+        run(&mut tasks, "Kubernetes source", kubernetes::run(source, stop.clone()));
+    }
     run(&mut tasks, "mesh settings", follow_mesh(worlds, certificates.clone(), stop.clone()));
     run(&mut tasks, "certificates", certificates.run(stop.clone()));
     run(&mut tasks, "grpc port", grpc_port.serve(grpc, stop.clone()));
@@ -205,6 +218,43 @@ fn open_certificates(
         names: server_names(settings),
     };
     Ok(Certificates::open(settings, Tokens::new(store.clone()), prometheus, SystemTime::now())?)
+}
+
+/// What `--kubernetes` adds.
+struct InCluster {
+    cluster: Cluster,
+    discovery: kubernetes::Discovery,
+    held: Held,
+    health: Arc<Health>,
+    ready: Arc<AtomicBool>,
+}
+
+impl InCluster {
+    /// The API server, with `--kubernetes`; its service accounts may join from now on.
+    async fn open(
+        settings: &Settings,
+        store: &Store,
+        certificates: &Certificates,
+        prometheus: &prometheus::Registry,
+    ) -> anyhow::Result<Option<Self>> {
+        let Some(flags) = settings.cluster() else { return Ok(None) };
+        let cluster = Cluster::open(&flags).await?;
+        certificates.accept_service_accounts(Reviewer::new(
+            &cluster,
+            &flags.audience,
+            &settings.trust_domain,
+            prometheus,
+        )?);
+        let (discovery, held) = kubernetes::Discovery::open(store.clone()).await?;
+        let health = Health::new(&kubernetes::Scope::all(&flags.namespaces), prometheus)?;
+        Ok(Some(Self { cluster, discovery, held, health, ready: Arc::default() }))
+    }
+
+    fn source(self, store: &Store, worlds: Arc<Worlds>, certificates: &Certificates) -> kubernetes::Parts {
+        let Self { cluster, discovery, held, health, ready } = self;
+        let (store, bundle) = (store.clone(), certificates.bundle());
+        kubernetes::Parts { cluster, store, discovery, held, worlds, bundle, health, ready }
+    }
 }
 
 /// What clients that check host names, such as curl and gRPC's C core, may have dialled.
@@ -355,14 +405,21 @@ async fn guard(State(state): State<Arc<HttpState>>, mut request: Request, next: 
 }
 
 async fn ready(State(state): State<Arc<HttpState>>) -> Response {
-    match state.ready.load(Ordering::Relaxed) {
-        true => "ready\n".into_response(),
-        false => (StatusCode::SERVICE_UNAVAILABLE, "ending\n").into_response(),
+    let unavailable = |why: &'static str| (StatusCode::SERVICE_UNAVAILABLE, why).into_response();
+    match (state.ready.load(Ordering::Relaxed), state.configured.load(Ordering::Relaxed)) {
+        (true, true) => "ready\n".into_response(),
+        (true, false) => {
+            unavailable("waiting for the first whole answer of the API server; /metrics and the log say more\n")
+        }
+        (false, _) => unavailable("ending\n"),
     }
 }
 
 async fn show_metrics(State(state): State<Arc<HttpState>>) -> Response {
     state.metrics.refresh(&state.store, &state.registry);
+    if let Some(health) = &state.kubernetes {
+        health.refresh();
+    }
     ([(header::CONTENT_TYPE, exposition::CONTENT_TYPE)], exposition::render(&state.prometheus)).into_response()
 }
 

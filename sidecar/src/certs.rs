@@ -84,6 +84,15 @@ pub enum CertsError {
     /// The token is none.
     #[error("join token: {0}")]
     TokenText(String),
+    /// A service-account token alone does not say whom to trust.
+    #[error(
+        "the token is a Kubernetes service-account token, which does not name the control plane's CA: mount the \
+         ConfigMap `weft-root` and name its ca.pem with --ca-file"
+    )]
+    NoCa,
+    /// The file with the CA.
+    #[error("--ca-file: {0}")]
+    CaFile(BundleError),
     /// A key could not be made.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -278,11 +287,11 @@ impl Certs {
             (true, Some(token)) => match self.renew(&key).await {
                 Err(CertsError::Refused(status)) if is_denial(&status) => {
                     tracing::warn!(error = explain(&status), "renewal refused; trying the join token");
-                    self.join(&key, token).await?
+                    join::join(&self.shared.settings, &key, token).await?
                 }
                 answer => answer?,
             },
-            (false, Some(token)) => self.join(&key, token).await?,
+            (false, Some(token)) => join::join(&self.shared.settings, &key, token).await?,
             (false, None) if current.is_some() => return Err(CertsError::Expired),
             (false, None) => return Err(CertsError::NoProof),
         };
@@ -293,15 +302,6 @@ impl Certs {
 
     async fn renew(&self, key: &PrivateKey) -> Result<IssueResponse, CertsError> {
         issue(self.channel()?, IssueRequest { csr: key.csr()?, join_token: String::new() }).await
-    }
-
-    async fn join(&self, key: &PrivateKey, source: &TokenSource) -> Result<IssueResponse, CertsError> {
-        let settings = &self.shared.settings;
-        let text = source.read()?;
-        let token = JoinToken::parse(&text).map_err(|error| CertsError::TokenText(error.to_string()))?;
-        let tls = tls::client_config_pinned(token.ca_sha256(), Some(settings.trust_domain.clone()), &[b"h2"])?;
-        let channel = weft_proto::connect::channel(&settings.control_plane, tls)?;
-        issue(channel, IssueRequest { csr: key.csr()?, join_token: text }).await
     }
 
     /// Checks what was issued, keeps it, puts it in force.
@@ -428,5 +428,6 @@ impl CertMetrics {
     }
 }
 
+mod join;
 #[cfg(test)]
 mod tests;

@@ -45,6 +45,12 @@ pub struct Flags {
     /// File with the join token (or the token itself in WEFT_JOIN_TOKEN); needed until there is a certificate
     #[arg(long, env = "WEFT_JOIN_TOKEN_FILE", global = true, value_name = "FILE")]
     join_token_file: Option<PathBuf>,
+    /// Root certificates of the control plane, PEM; needed when that file holds a Kubernetes service-account token
+    ///
+    /// A join token names the CA that the first contact must show; a service-account token does not. The control plane
+    /// publishes the file as the ConfigMap `weft-root`.
+    #[arg(long, env = "WEFT_CA_FILE", global = true, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
     /// Trust domain of the mesh
     #[arg(long, env = "WEFT_TRUST_DOMAIN", global = true, value_name = "NAME", default_value = "weft.local")]
     trust_domain: String,
@@ -240,6 +246,8 @@ pub struct Settings {
     pub control_plane: Box<str>,
     /// Where the join token comes from.
     pub join_token: Option<TokenSource>,
+    /// What the control plane's certificate must lead to while no join token pins it.
+    pub ca_file: Option<PathBuf>,
     /// Trust domain of the mesh.
     pub trust_domain: TrustDomain,
     /// Namespace of the service.
@@ -458,6 +466,7 @@ impl Settings {
         Ok(Self {
             control_plane: endpoint("--control-plane", control_plane)?,
             join_token: join_token(token, flags.join_token_file)?,
+            ca_file: flags.ca_file,
             trust_domain,
             data_dir: flags.data_dir.unwrap_or_else(|| PathBuf::from("weft-data").join(&*service)),
             namespace,

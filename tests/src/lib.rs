@@ -1,5 +1,6 @@
 //! What the integration tests share: a mesh of real processes, applications inside the test, callers.
 
+pub mod api_server;
 pub mod app;
 pub mod caller;
 pub mod docker;
@@ -11,4 +12,4 @@ pub mod pair;
 pub mod raw;
 pub mod witness;
 
-pub use self::{app::App, caller::Answer, load::Load, mesh::Mesh, pair::Pair, raw::Raw};
+pub use self::{api_server::ApiServer, app::App, caller::Answer, load::Load, mesh::Mesh, pair::Pair, raw::Raw};

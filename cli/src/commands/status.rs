@@ -1,7 +1,7 @@
 //! `weft status`.
 
 use clap::Args;
-use weft_proto::weft::v1::{Nack, SidecarStatus, StatusRequest, StatusResponse};
+use weft_proto::weft::v1::{Nack, SidecarStatus, StatusRequest, StatusResponse, WatchStatus};
 
 use crate::{
     credential::Client,
@@ -74,6 +74,31 @@ fn text(status: &StatusResponse) -> String {
     } else {
         workloads.render()
     });
+    text.push_str(&watches(&status.watches));
+    text
+}
+
+/// How the control plane watches the API server, in Kubernetes.
+fn watches(watches: &[WatchStatus]) -> String {
+    if watches.is_empty() {
+        return String::new();
+    }
+    let mut table = Table::new(&["KUBERNETES", "NAMESPACE", "STATE", "OBJECTS", "INVALID", "LISTED"]);
+    for watch in watches {
+        let namespace = if watch.namespace.is_empty() { "(all)" } else { &watch.namespace };
+        table.row([
+            watch.kind.clone(),
+            namespace.to_owned(),
+            watch.state.clone(),
+            watch.objects.to_string(),
+            watch.invalid.to_string(),
+            watch.listed.clone(),
+        ]);
+    }
+    let mut text = format!("\n{}", table.render());
+    for watch in watches.iter().filter(|watch| !watch.message.is_empty()) {
+        text.push_str(&format!("{}: {}\n", watch.kind, watch.message));
+    }
     text
 }
 
@@ -142,6 +167,15 @@ fn json(status: &StatusResponse) -> serde_json::Value {
                 "protocol": port.protocol,
                 "appPort": port.app_port,
             })).collect::<Vec<_>>(),
+        })).collect::<Vec<_>>(),
+        "watches": status.watches.iter().map(|watch| serde_json::json!({
+            "kind": watch.kind,
+            "namespace": watch.namespace,
+            "state": watch.state,
+            "objects": watch.objects,
+            "invalid": watch.invalid,
+            "listed": watch.listed,
+            "message": watch.message,
         })).collect::<Vec<_>>(),
     })
 }

@@ -16,6 +16,7 @@ use weft_proto::weft::v1::{IssueRequest, IssueResponse, TrustBundleRequest, Trus
 
 use super::issue::{Certificates, Issued, Refused};
 use super::metrics::Outcome;
+use crate::kubernetes::ReviewError;
 use crate::peer::Peer;
 
 /// The gRPC service. Expects the [`Peer`] among the extensions of a request.
@@ -85,6 +86,9 @@ pub(super) fn status(refused: &Refused) -> Status {
         Outcome::Shed => Code::ResourceExhausted,
         Outcome::Failed | Outcome::Joined | Outcome::Renewed => Code::Internal,
     };
+    // Try again: it is not the caller's doing.
+    let away = matches!(refused, Refused::ServiceAccount(ReviewError::Unavailable(_)));
+    let code = if away { Code::Unavailable } else { code };
     let mut status = Status::new(code, refused.to_string());
     if let Refused::Shed { retry_after } = refused {
         let millis = u64::try_from(retry_after.as_millis()).unwrap_or(u64::MAX);

@@ -1,7 +1,7 @@
 //! Proof → identity → certificate, and the life of the authority and of the control plane's own certificate.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -17,6 +17,7 @@ use weft_identity::{JoinToken, Renewal, SpiffeId, TrustBundle, TrustDomain, cert
 use super::limit::Bucket;
 use super::metrics::{Metrics, Outcome};
 use super::tokens::{Grant, GrantError, TokenError, TokenRecord, Tokens};
+use crate::kubernetes::{ReviewError, Reviewer, is_service_account_token};
 
 /// What the certificates manager needs to start.
 #[derive(Debug, Clone)]
@@ -45,6 +46,8 @@ pub struct Certificates {
     /// Life of a leaf, as the Mesh or else the settings say.
     leaf_ttl: Mutex<Duration>,
     tokens: Tokens,
+    /// Of the cluster, if there is one.
+    reviewer: OnceLock<Arc<Reviewer>>,
     joins: Mutex<Bucket>,
     renewals: Mutex<Bucket>,
     metrics: Metrics,
@@ -72,6 +75,10 @@ pub(super) enum Refused {
     NoProof,
     #[error(transparent)]
     Token(TokenError),
+    #[error(transparent)]
+    ServiceAccount(#[from] ReviewError),
+    #[error("service-account tokens are not accepted here: this control plane runs without --kubernetes")]
+    NoCluster,
     #[error("the client certificate proves nothing: {0}")]
     Certificate(HandshakeFault),
     #[error("nobody is given the control plane's own identity")]
@@ -110,6 +117,7 @@ impl Certificates {
             renewal: Mutex::new(renewal),
             leaf_ttl: Mutex::new(settings.ttl),
             tokens,
+            reviewer: OnceLock::new(),
             joins: bucket(),
             renewals: bucket(),
             metrics,
@@ -147,6 +155,13 @@ impl Certificates {
     /// The join tokens.
     pub fn tokens(&self) -> &Tokens {
         &self.tokens
+    }
+
+    /// From now on a service-account token of the reviewer's cluster is a proof, too.
+    pub fn accept_service_accounts(&self, reviewer: Arc<Reviewer>) {
+        if self.reviewer.set(reviewer).is_err() {
+            tracing::warn!("service-account tokens of a second cluster are not accepted");
+        }
     }
 
     /// Makes a join token.
@@ -233,12 +248,17 @@ impl Certificates {
         match &answer {
             Ok(issued) => {
                 let joined = !join_token.is_empty();
+                let proof = match joined {
+                    false => "certificate",
+                    true if is_service_account_token(join_token) => "service-account-token",
+                    true => "join-token",
+                };
                 self.metrics.count(if joined { Outcome::Joined } else { Outcome::Renewed });
                 tracing::info!(
                     identity = %issued.identity,
                     serial = cert::serial(&issued.chain[0]).unwrap_or_default(),
                     not_after = %humantime::format_rfc3339_seconds(issued.not_after),
-                    proof = if joined { "join-token" } else { "certificate" },
+                    proof,
                     token = JoinToken::parse(join_token).ok().map(|token| token.id().to_owned()),
                     "certificate issued"
                 );
@@ -269,6 +289,9 @@ impl Certificates {
         let identity = match (join_token, peer) {
             ("", None) => return Err(Refused::NoProof),
             ("", Some(peer)) => self.identity_of(peer, now)?,
+            (text, _) if is_service_account_token(text) => {
+                self.reviewer.get().ok_or(Refused::NoCluster)?.identity(text, now).await?
+            }
             (text, _) => {
                 let token = JoinToken::parse(text).map_err(|error| Refused::Token(error.into()))?;
                 self.tokens.redeem(token, request.key_sha256(), now).await.map_err(Refused::Token)?
@@ -296,8 +319,12 @@ impl Refused {
         match self {
             Self::Shed { .. } => Outcome::Shed,
             Self::Request(_) => Outcome::BadRequest,
-            Self::Token(TokenError::Store(_)) | Self::Failed(_) => Outcome::Failed,
-            Self::NoProof | Self::Token(_) | Self::Certificate(_) => Outcome::Unproved,
+            Self::Token(TokenError::Store(_)) | Self::Failed(_) | Self::ServiceAccount(ReviewError::Unavailable(_)) => {
+                Outcome::Failed
+            }
+            Self::NoCluster | Self::ServiceAccount(_) | Self::NoProof | Self::Token(_) | Self::Certificate(_) => {
+                Outcome::Unproved
+            }
             Self::ControlPlane => Outcome::Forbidden,
         }
     }

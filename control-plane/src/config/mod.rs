@@ -35,6 +35,7 @@ use self::{
 use crate::{
     certificates::{Certificates, Grant},
     index::{self, Worlds},
+    kubernetes::Health,
     registry::Registry,
     store::{Log, Meta, Resources, Store, StoreError},
     xds::Sessions,
@@ -61,6 +62,8 @@ pub struct Parts {
     pub certificates: Arc<Certificates>,
     /// How long an append took, to disk.
     pub append_seconds: Histogram,
+    /// With `--kubernetes`: how the API server is watched. It then owns the configuration.
+    pub kubernetes: Option<Arc<Health>>,
     /// Ends watches.
     pub stop: CancellationToken,
 }
@@ -190,7 +193,7 @@ impl Configuration {
 
     /// Every sidecar and every workload.
     pub fn status(&self) -> v1::StatusResponse {
-        let Parts { store, registry, sessions, certificates, .. } = &self.shared.parts;
+        let Parts { store, registry, sessions, certificates, kubernetes, .. } = &self.shared.parts;
         let (issuer, root) = certificates.expiries();
         let port = |port: &index::WorkloadPort| v1::PortStatus {
             name: port.name.to_string(),
@@ -218,6 +221,7 @@ impl Configuration {
             workloads: registry.workloads().into_iter().map(workload).collect(),
             issuer_expiry: wire::time_to_wire(issuer),
             root_expiry: wire::time_to_wire(root),
+            watches: kubernetes.as_ref().map(|health| health.status()).unwrap_or_default(),
         }
     }
 
@@ -256,6 +260,9 @@ impl Configuration {
     }
 
     async fn change(&self, wanted: Wanted, author: Author) -> Result<v1::ApplyResponse, ApiError> {
+        if self.shared.parts.kubernetes.is_some() && !wanted.dry_run {
+            return Err(ApiError::new(Code::FailedPrecondition, IN_KUBERNETES));
+        }
         let wanted = Arc::new(wanted);
         for _ in 0..ATTEMPTS {
             let log = self.log();
@@ -342,6 +349,10 @@ impl Configuration {
             .collect()
     }
 }
+
+/// Two masters would undo each other's work.
+const IN_KUBERNETES: &str = "this control plane takes its configuration from Kubernetes: change it there, as by `kubectl \
+                             apply`; dry runs and `weft diff` work here, too";
 
 /// Which resources a List or Watch is about.
 #[derive(Debug, Clone)]

@@ -25,10 +25,16 @@ pub fn of<'a>(
     workloads: impl Iterator<Item = &'a Arc<WorkloadEntry>>,
     slices: impl Iterator<Item = &'a Arc<EndpointSlice>>,
 ) -> Arc<[EndpointEntry]> {
-    let mut endpoints: Vec<_> = workloads.filter_map(|workload| of_workload(service, workload)).collect();
-    for slice in slices {
-        of_slice(service, slice, &mut endpoints);
-    }
+    joined(service, workloads, slices.flat_map(|slice| of_slice(service, slice)))
+}
+
+/// As [`of`], with what became of the slices.
+pub fn joined<'a>(
+    service: &Service,
+    workloads: impl Iterator<Item = &'a Arc<WorkloadEntry>>,
+    slices: impl Iterator<Item = EndpointEntry>,
+) -> Arc<[EndpointEntry]> {
+    let mut endpoints: Vec<_> = workloads.filter_map(|workload| of_workload(service, workload)).chain(slices).collect();
     endpoints.sort_by(|a, b| (a.ip, &a.ports, &a.workload).cmp(&(b.ip, &b.ports, &b.workload)));
     // Two slices may name the same address; a workload's own word comes first.
     endpoints
@@ -36,7 +42,8 @@ pub fn of<'a>(
     endpoints.into()
 }
 
-fn of_workload(service: &Service, workload: &WorkloadEntry) -> Option<EndpointEntry> {
+/// A workload as an endpoint of a service, if it serves one of its ports and is not leaving.
+pub fn of_workload(service: &Service, workload: &WorkloadEntry) -> Option<EndpointEntry> {
     if workload.health == Health::Draining {
         return None;
     }
@@ -75,15 +82,17 @@ fn workload_port<'w>(workload: &'w WorkloadEntry, port: &ServicePort) -> Option<
     numbered(port.port).or_else(|| named(&port.name)).or_else(target)
 }
 
-fn of_slice(service: &Service, slice: &EndpointSlice, into: &mut Vec<EndpointEntry>) {
+/// The addresses of a slice that are not leaving, in plain text.
+pub fn of_slice(service: &Service, slice: &EndpointSlice) -> Vec<EndpointEntry> {
     let ports: Vec<_> = service.spec.ports.iter().filter_map(|port| slice_port(service, slice, port)).collect();
     if ports.is_empty() {
-        return;
+        return Vec::new();
     }
     let ports: Arc<[EndpointPort]> = ports.into();
+    let mut found = Vec::new();
     for endpoint in slice.endpoints.iter().filter(|endpoint| !endpoint.draining()) {
         for ip in endpoint.addresses() {
-            into.push(EndpointEntry {
+            found.push(EndpointEntry {
                 ip,
                 ports: ports.clone(),
                 weight: 1,
@@ -96,6 +105,7 @@ fn of_slice(service: &Service, slice: &EndpointSlice, into: &mut Vec<EndpointEnt
             });
         }
     }
+    found
 }
 
 /// The slice's port of the same name; with no name, the only one.

@@ -10,6 +10,7 @@ use weft_identity::{SpiffeId, TrustBundle};
 use weft_model::{EndpointSlice, Kind, Mesh, Resource, ResourceKey, Service, TargetKind, TargetRef};
 
 use super::{
+    cluster::Facts,
     document, endpoints,
     world::{Dirty, Map, ObjectKey, ServiceEntry, ServiceKey, Set, Versioned, WorkloadEntry, World},
 };
@@ -30,12 +31,14 @@ pub struct DocumentError {
 /// The world in the making. One owner.
 #[derive(Debug)]
 pub struct Fold {
-    world: World,
-    declared: BTreeMap<ServiceKey, Versioned<Service>>,
+    pub(super) world: World,
+    pub(super) declared: BTreeMap<ServiceKey, Versioned<Service>>,
     slices: BTreeMap<ObjectKey, Arc<EndpointSlice>>,
     /// Names of the slices of each service.
     slices_of: BTreeMap<ServiceKey, BTreeSet<ObjectKey>>,
     dirty: BTreeSet<Dirty>,
+    /// Of a cluster, when there is one.
+    pub(super) facts: Option<Facts>,
 }
 
 impl Fold {
@@ -62,6 +65,7 @@ impl Fold {
             slices: BTreeMap::new(),
             slices_of: BTreeMap::new(),
             dirty: BTreeSet::new(),
+            facts: None,
         }
     }
 
@@ -72,7 +76,9 @@ impl Fold {
         let read = |(key, stored): (&ResourceKey, &Arc<Stored>)| Ok((document::read(key, stored)?, stored.revision));
         let documents = log.current().iter().map(read).collect::<Result<Vec<_>, DocumentError>>()?;
         let gone: Vec<_> = self.keys();
-        for key in gone {
+        // A cluster's slices are not in the log, and stay.
+        let stays = |key: &ResourceKey| self.facts.is_some() && key.kind == Kind::EndpointSlice;
+        for key in gone.into_iter().filter(|key| !stays(key)).collect::<Vec<_>>() {
             self.delete(&key);
         }
         for (resource, revision) in documents {
@@ -110,6 +116,7 @@ impl Fold {
 
     /// A workload came, changed or (`None`) went.
     pub fn workload(&mut self, id: &Arc<str>, workload: Option<Arc<WorkloadEntry>>) {
+        let workload = self.registered(id, workload);
         let before = self.world.workloads.get(id).cloned();
         if before == workload {
             return;
@@ -121,6 +128,7 @@ impl Fold {
         let mut services = BTreeSet::new();
         for workload in before.iter().chain(&workload) {
             services.insert(workload.service.clone());
+            services.extend(self.addressed(workload).cloned());
             for key in self.world.selecting_in(&workload.service.namespace) {
                 if endpoints::serves(workload, key, &self.declared[key].resource) {
                     services.insert(key.clone());
@@ -152,7 +160,7 @@ impl Fold {
         (self.world.clone(), std::mem::take(&mut self.dirty))
     }
 
-    fn set(&mut self, resource: Resource, revision: u64) {
+    pub(super) fn set(&mut self, resource: Resource, revision: u64) {
         let key = resource.key();
         let object = ObjectKey::new(key.namespace.as_str(), key.name.as_str());
         match resource {
@@ -168,6 +176,9 @@ impl Fold {
                 let service = slice_service(&slice);
                 let before = self.drop_slice(&object);
                 if let Some(service) = &service {
+                    if let Some(facts) = &mut self.facts {
+                        facts.set_slice(&object, Some(service), &slice);
+                    }
                     self.slices_of.entry(service.clone()).or_default().insert(object.clone());
                 }
                 self.slices.insert(object, slice);
@@ -206,7 +217,7 @@ impl Fold {
         }
     }
 
-    fn delete(&mut self, key: &ResourceKey) {
+    pub(super) fn delete(&mut self, key: &ResourceKey) {
         let object = ObjectKey::new(key.namespace.as_str(), key.name.as_str());
         match key.kind {
             Kind::Service => {
@@ -262,7 +273,7 @@ impl Fold {
         keys
     }
 
-    fn rebuild_all(&mut self, services: impl Iterator<Item = ServiceKey>) {
+    pub(super) fn rebuild_all(&mut self, services: impl Iterator<Item = ServiceKey>) {
         for key in services.collect::<BTreeSet<_>>() {
             self.rebuild(&key);
         }
@@ -315,9 +326,23 @@ impl Fold {
         // A service that is only remembered has no addresses: a restart forgets it.
         let there = declared.is_some() || !workloads.is_empty();
         let slices = self.slices_of.get(key).filter(|_| there).into_iter().flatten().map(|name| &self.slices[name]);
+        let owners = self.own_accounts(key, &service);
+        let endpoints = match &self.facts {
+            None => endpoints::of(&service, workloads.iter().copied(), slices),
+            Some(facts) => {
+                // The cluster has weighed labels and probes already: what its slices do not name gets no traffic.
+                let listed = declared.is_some() && !service.spec.selector.is_empty();
+                let own = workloads.iter().copied().filter(|_| !listed);
+                let known = |id: &str| self.world.workloads.get(id).cloned();
+                let identity = |account: &str| SpiffeId::new(&self.world.trust_domain, &key.namespace, account).ok();
+                let of_slice = |slice| facts.of_slice(key, &service, slice, &known, &identity);
+                endpoints::joined(&service, own, slices.flat_map(|slice| of_slice(slice)))
+            }
+        };
         Some(ServiceEntry {
-            endpoints: endpoints::of(&service, workloads.iter().copied(), slices),
-            accounts: endpoints::accounts(self.own_accounts(key, &service), workloads.iter().copied()),
+            accounts: endpoints::accounts(owners.iter().cloned(), workloads.iter().copied()),
+            owners,
+            endpoints,
             implicit: declared.is_none(),
             revision: declared.map_or(0, |declared| declared.revision),
             service,
@@ -326,7 +351,11 @@ impl Fold {
 
     /// Forgets a slice; the service that it was one of.
     fn drop_slice(&mut self, name: &ObjectKey) -> Option<ServiceKey> {
-        let service = slice_service(&*self.slices.remove(name)?)?;
+        let slice = self.slices.remove(name)?;
+        if let Some(facts) = &mut self.facts {
+            facts.set_slice(name, None, &slice);
+        }
+        let service = slice_service(&slice)?;
         if let Some(names) = self.slices_of.get_mut(&service) {
             names.remove(name);
             if names.is_empty() {
@@ -336,19 +365,20 @@ impl Fold {
         Some(service)
     }
 
-    fn own_accounts(&self, key: &ServiceKey, service: &Service) -> impl Iterator<Item = SpiffeId> {
-        let names: Vec<_> = std::iter::once(key.name.as_str()).chain(service.service_accounts()).collect();
-        names
-            .into_iter()
-            .filter_map(|name| match SpiffeId::new(&self.world.trust_domain, &key.namespace, name) {
-                Ok(id) => Some(id),
-                Err(error) => {
-                    tracing::warn!(service = %key, account = name, %error, "not a service account");
-                    None
-                }
-            })
-            .collect::<Vec<_>>()
-            .into_iter()
+    /// Who may speak for a service: its own account, those it names, and in a cluster those of its pods. In order.
+    fn own_accounts(&self, key: &ServiceKey, service: &Service) -> Arc<[SpiffeId]> {
+        let mut names: BTreeSet<&str> = std::iter::once(key.name.as_str()).chain(service.service_accounts()).collect();
+        if let Some(facts) = &self.facts {
+            names.extend(facts.accounts(key, service));
+        }
+        let id = |name: &str| match SpiffeId::new(&self.world.trust_domain, &key.namespace, name) {
+            Ok(id) => Some(id),
+            Err(error) => {
+                tracing::warn!(service = %key, account = name, %error, "not a service account");
+                None
+            }
+        };
+        names.into_iter().filter_map(id).collect()
     }
 
     /// A service's declaration changed: it itself, and the services whose routes lead to it.
@@ -394,7 +424,7 @@ impl Fold {
 }
 
 fn same_declaration(a: &ServiceEntry, b: &ServiceEntry) -> bool {
-    Arc::ptr_eq(&a.service, &b.service) && a.implicit == b.implicit && a.accounts == b.accounts
+    Arc::ptr_eq(&a.service, &b.service) && a.implicit == b.implicit && a.accounts == b.accounts && a.owners == b.owners
 }
 
 fn roots(bundle: &TrustBundle) -> Arc<Vec<Vec<u8>>> {

@@ -5,6 +5,7 @@
 //! the authority, and is the one writer of [`Worlds`].
 
 mod addresses;
+mod cluster;
 mod debounce;
 mod document;
 mod endpoints;
@@ -23,6 +24,7 @@ use weft_identity::TrustBundle;
 use self::debounce::Debounce;
 pub use self::{
     addresses::of as addresses_of,
+    cluster::PodEntry,
     document::{read, write},
     fold::{DocumentError, Fold},
     world::{
@@ -31,13 +33,15 @@ pub use self::{
     },
     worlds::{Change, Subscription, Worlds},
 };
-use crate::{registry::Registry, store::Store};
+use crate::{kubernetes::Discovery, registry::Registry, store::Store};
 
 /// The index and what it reads.
 #[derive(Debug)]
 pub struct Index {
     store: Store,
     registry: Registry,
+    /// Pods and EndpointSlices, in a cluster.
+    discovery: Option<Discovery>,
     bundle: watch::Receiver<Arc<TrustBundle>>,
     fold: Fold,
     worlds: Arc<Worlds>,
@@ -51,9 +55,14 @@ impl Index {
     pub fn open(
         store: Store,
         registry: Registry,
+        discovery: Option<Discovery>,
         mut bundle: watch::Receiver<Arc<TrustBundle>>,
     ) -> Result<Self, DocumentError> {
         let mut fold = Fold::new(&bundle.borrow_and_update());
+        if let Some(discovery) = &discovery {
+            fold = fold.in_cluster();
+            take_discovery(discovery, &mut fold);
+        }
         fold.reset(&store.log())?;
         let changes = registry.take_changes();
         for (id, workload) in changes.workloads {
@@ -61,7 +70,7 @@ impl Index {
         }
         let (world, _) = fold.publish();
         let (applied, _) = watch::channel(changes.sequence);
-        Ok(Self { store, registry, bundle, fold, worlds: Arc::new(Worlds::new(world)), applied })
+        Ok(Self { store, registry, discovery, bundle, fold, worlds: Arc::new(Worlds::new(world)), applied })
     }
 
     /// Where it publishes.
@@ -104,6 +113,7 @@ impl Index {
                 moved = head.changed() => if moved.is_err() { return },
                 moved = self.bundle.changed() => if moved.is_err() { return },
                 () = self.registry.changed() => {}
+                () = discovered(self.discovery.as_ref()) => {}
             }
             urgent |= self.take(&mut sequence);
             changed = true;
@@ -115,12 +125,13 @@ impl Index {
         self.take_log();
         let bundle = self.bundle.borrow_and_update().clone();
         self.fold.bundle(&bundle);
+        let gone = self.discovery.as_ref().is_some_and(|discovery| take_discovery(discovery, &mut self.fold));
         let changes = self.registry.take_changes();
         *sequence = changes.sequence;
         for (id, workload) in changes.workloads {
             self.fold.workload(&id, workload);
         }
-        changes.urgent
+        changes.urgent || gone
     }
 
     fn take_log(&mut self) {
@@ -146,5 +157,24 @@ impl Index {
             self.worlds.publish(world, dirty);
         }
         self.applied.send_replace(sequence);
+    }
+}
+
+/// Takes in pods and EndpointSlices; whether an endpoint may have gone.
+fn take_discovery(discovery: &Discovery, fold: &mut Fold) -> bool {
+    let changes = discovery.take_changes();
+    for (key, pod) in changes.pods {
+        fold.pod(&key, pod);
+    }
+    for (key, slice) in changes.slices {
+        fold.slice(&key, slice);
+    }
+    changes.urgent
+}
+
+async fn discovered(discovery: Option<&Discovery>) {
+    match discovery {
+        Some(discovery) => discovery.changed().await,
+        None => std::future::pending().await,
     }
 }

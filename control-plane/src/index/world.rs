@@ -107,13 +107,13 @@ impl World {
         from.take_while(move |key| key.namespace == namespace)
     }
 
-    /// Whether an identity may register workloads and open xDS for a service: its account is the service's name, or one
-    /// that the service names in `weft.mesh/service-accounts`.
+    /// Whether an identity may register workloads and open xDS for a service: its account is the service's name, one that
+    /// the service names in `weft.mesh/service-accounts`, or, in a cluster, that of a pod which the service picks.
     pub fn may_act_as(&self, identity: &SpiffeId, service: &ServiceKey) -> bool {
         if identity.trust_domain() != self.trust_domain.as_str() || identity.namespace() != service.namespace {
             return false;
         }
-        let named = |entry: &Arc<ServiceEntry>| entry.service.service_accounts().any(|name| name == identity.account());
+        let named = |entry: &Arc<ServiceEntry>| entry.owners.contains(identity);
         identity.account() == service.name || self.services.get(service).is_some_and(named)
     }
 }
@@ -131,6 +131,8 @@ pub struct ServiceEntry {
     pub endpoints: Arc<[EndpointEntry]>,
     /// Who may serve it: the identities that its endpoints may prove. In order.
     pub accounts: Arc<[SpiffeId]>,
+    /// Who may register as it, whether it has done so or not. In order.
+    pub owners: Arc<[SpiffeId]>,
 }
 
 /// One address of a service.

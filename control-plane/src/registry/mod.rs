@@ -22,6 +22,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use self::lease::{Effect, Leases, State, StreamId, Superseded};
+pub use self::workload::SERVICE_LABEL;
 use crate::{
     index::WorkloadEntry,
     store::{Store, StoreError},

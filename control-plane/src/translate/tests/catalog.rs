@@ -100,6 +100,7 @@ fn a_new_identity_changes_the_cluster_too() {
             revision: 7,
             endpoints: endpoints.into(),
             accounts: entry.accounts.clone(),
+            owners: entry.owners.clone(),
         };
         *entry = Arc::new(with(endpoints));
     });

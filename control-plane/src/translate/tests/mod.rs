@@ -30,9 +30,16 @@ pub(crate) fn world(yaml: &str, workloads: &[(&str, &str, &str)]) -> World {
         match resource {
             Resource::Service(service) => {
                 let accounts = std::iter::once(key.name.clone()).chain(service.service_accounts().map(str::to_owned));
-                let accounts = accounts.map(|account| id(&key.namespace, &account)).collect();
+                let accounts: Arc<[SpiffeId]> = accounts.map(|account| id(&key.namespace, &account)).collect();
                 let endpoints = Arc::new([]);
-                let entry = ServiceEntry { service, revision: 7, implicit: false, endpoints, accounts };
+                let entry = ServiceEntry {
+                    service,
+                    revision: 7,
+                    implicit: false,
+                    endpoints,
+                    owners: accounts.clone(),
+                    accounts,
+                };
                 if !entry.service.spec.selector.is_empty() {
                     world.selecting.insert_mut(key.clone());
                 }
@@ -149,6 +156,7 @@ pub(crate) fn register(world: &mut World, instance: &str, version: &str, address
             revision: entry.revision,
             endpoints,
             accounts: entry.accounts.clone(),
+            owners: entry.owners.clone(),
         };
         world.put(key, Some(entry));
     }

@@ -501,6 +501,8 @@ pub struct StatusResponse {
     pub issuer_expiry: ::prost::alloc::string::String,
     #[prost(string, tag = "7")]
     pub root_expiry: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "8")]
+    pub watches: ::prost::alloc::vec::Vec<WatchStatus>,
 }
 impl ::prost::Name for StatusResponse {
     const NAME: &'static str = "StatusResponse";
@@ -510,6 +512,33 @@ impl ::prost::Name for StatusResponse {
     }
     fn type_url() -> ::prost::alloc::string::String {
         "/weft.v1.StatusResponse".into()
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchStatus {
+    #[prost(string, tag = "1")]
+    pub kind: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub namespace: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub state: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "4")]
+    pub objects: u32,
+    #[prost(uint32, tag = "5")]
+    pub invalid: u32,
+    #[prost(string, tag = "6")]
+    pub listed: ::prost::alloc::string::String,
+    #[prost(string, tag = "7")]
+    pub message: ::prost::alloc::string::String,
+}
+impl ::prost::Name for WatchStatus {
+    const NAME: &'static str = "WatchStatus";
+    const PACKAGE: &'static str = "weft.v1";
+    fn full_name() -> ::prost::alloc::string::String {
+        "weft.v1.WatchStatus".into()
+    }
+    fn type_url() -> ::prost::alloc::string::String {
+        "/weft.v1.WatchStatus".into()
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
