@@ -16,15 +16,14 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use weft_identity::{
-    BundleError, CertificateDer, JoinToken, KeyError, PrivateKey, Renewal, SpiffeId, Svid, SvidError, TrustBundle,
-    cert,
+    BundleError, CertificateDer, KeyError, PrivateKey, Renewal, SpiffeId, Svid, SvidError, TrustBundle, cert,
     tls::{self, ClientAuth, TlsError},
 };
 use weft_proto::weft::v1::{IssueRequest, IssueResponse, certificate_service_client::CertificateServiceClient};
 
 use crate::{
     reconnect::explain,
-    settings::{SettingsError, TokenSource},
+    settings::SettingsError,
     shared::{Alpn, Shared, TlsMaterial},
 };
 

@@ -88,8 +88,11 @@ impl ApiServer {
         let mut state = State { version: 1000, oldest: 0, ..State::default() };
         for (path, list) in fixture["lists"].as_object().context("lists")? {
             let word = |name: &str| list[name].as_str().unwrap_or_default().to_owned();
-            let mut collection =
-                Collection { kind: word("kind").replace("List", ""), api_version: word("apiVersion"), ..Collection::default() };
+            let mut collection = Collection {
+                kind: word("kind").replace("List", ""),
+                api_version: word("apiVersion"),
+                ..Collection::default()
+            };
             for object in list["items"].as_array().context("items")? {
                 state.version += 1;
                 let mut object = object.clone();
@@ -193,7 +196,11 @@ impl ApiServer {
     /// Whether a collection may be looked at.
     pub fn forbid(&self, path: &str, forbidden: bool) {
         let mut state = self.state.lock();
-        if forbidden { state.forbidden.insert(path.to_owned()) } else { state.forbidden.remove(path) };
+        if forbidden {
+            state.forbidden.insert(path.to_owned())
+        } else {
+            state.forbidden.remove(path)
+        };
     }
 
     /// From now on a token is reviewed so.

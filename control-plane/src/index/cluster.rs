@@ -166,8 +166,12 @@ impl Facts {
 /// A slice's endpoint as the workload that it is.
 fn behind(service: &Service, endpoint: EndpointEntry, workload: &Arc<WorkloadEntry>) -> Option<EndpointEntry> {
     let own = endpoints::of_workload(service, workload)?;
-    let listed = |port: &&EndpointPort| endpoint.ports.iter().any(|other| other.service == port.service);
-    let ports: Arc<[EndpointPort]> = own.ports.iter().filter(listed).copied().collect();
+    // The cluster knows where the application listens, the sidecar where it does itself.
+    let listed = |own: &EndpointPort| {
+        let port = endpoint.ports.iter().find(|port| port.service == own.service)?;
+        Some(EndpointPort { target: own.target, ..*port })
+    };
+    let ports: Arc<[EndpointPort]> = own.ports.iter().filter_map(listed).collect();
     // Both must find it fit: the cluster looks at its probes, the sidecar at its application.
     let health = if endpoint.health == Health::Healthy { own.health } else { endpoint.health };
     let zone = if own.zone.is_empty() { endpoint.zone } else { own.zone.clone() };

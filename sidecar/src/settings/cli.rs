@@ -52,7 +52,7 @@ the sidecar of the service that is called; and it takes the mesh's calls on the 
 application on loopback. Every flag is also a variable.
 
 The first start needs a join token (`weft token create`), in WEFT_JOIN_TOKEN or in a file; with it the sidecar obtains \
-a certificate, which it then renews by itself.";
+a certificate, which it then renews by itself. In Kubernetes a service-account token stands for it, with --ca-file.";
 
 const EXAMPLES: &str = "\
 Examples:

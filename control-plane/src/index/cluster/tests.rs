@@ -66,7 +66,7 @@ fn register(fold: &mut Fold, instance: &str, address: &str, account: &str) -> Ar
         service: ServiceKey::new("shop", "orders"),
         identity,
         address,
-        ports: vec![WorkloadPort { name: "http".into(), port: 80, protocol: "http".into() }],
+        ports: vec![WorkloadPort { name: "http".into(), port: 80, app: 8080, protocol: "http".into() }],
         weight: 1,
         labels: Arc::new(BTreeMap::from([("weft.mesh/service".to_owned(), "orders".to_owned())])),
         region: "".into(),
