@@ -48,6 +48,9 @@ enum Command {
     #[command(subcommand)]
     Token(commands::token::Command),
     Certificate(commands::certificate::Options),
+    /// Put sidecars into what is deployed.
+    #[command(subcommand)]
+    Inject(commands::inject::Command),
     /// Print a completion script.
     Completions {
         /// For this shell.
@@ -92,6 +95,7 @@ pub fn main() -> ExitCode {
             clap_complete::generate(shell, &mut Args::command(), "weft", &mut std::io::stdout());
             ExitCode::SUCCESS
         }
+        Command::Inject(command) => failure::exit(commands::inject::run(&connection, command)),
         Command::Validate(options) => failure::exit(commands::validate::run(&options)),
         command => failure::exit(run(connection, command)),
     }

@@ -17,9 +17,11 @@ use weft_telemetry::{log, shutdown::Shutdown};
 mod body;
 pub mod certificates;
 pub mod config;
+pub mod health;
 pub mod index;
 pub mod kubernetes;
 pub mod metrics;
+pub mod offline;
 pub mod operator;
 mod outbox;
 pub mod peer;
@@ -31,25 +33,34 @@ pub mod store;
 pub mod translate;
 pub mod xds;
 
-use self::settings::Settings;
+use self::settings::{Cli, Command, Settings};
 
 /// Runs the control plane with the arguments of a command line, the program's name first.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let settings = match Settings::try_parse_from(args) {
-        Ok(settings) => settings,
+    let Cli { settings, command } = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
         Err(error) => {
             // Help goes to standard output, complaints to standard error; clap knows which is which.
             drop(error.print());
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    match run(&settings) {
+    let result = match command {
+        Some(Command::Health { timeout }) => check(&settings, timeout),
+        None => run(&settings),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("weft-control-plane: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn check(settings: &Settings, patience: std::time::Duration) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(health::check(&settings.data_dir, patience))
 }
 
 fn run(settings: &Settings) -> anyhow::Result<()> {

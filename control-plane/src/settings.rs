@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use weft_identity::TrustDomain;
 use weft_telemetry::log;
 
@@ -21,6 +21,31 @@ use crate::kubernetes;
 /// Both ports speak TLS only. Every flag is also a variable: --data-dir is WEFT_DATA_DIR.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "weft-control-plane", version, verbatim_doc_comment)]
+pub struct Cli {
+    /// Flags.
+    #[command(flatten)]
+    pub settings: Settings,
+    /// What to do; to serve, when absent.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What else there is to do.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum Command {
+    /// Ask the control plane of --data-dir whether it is ready
+    ///
+    /// For the health checks of containers, which have no other program. Status 0: it is; 1: it is not, and standard
+    /// error says why. Flags of the control plane stand before the word: weft-control-plane --data-dir DIR health
+    Health {
+        /// How long to wait for the answer
+        #[arg(long, default_value = "2s", value_parser = humantime::parse_duration, value_name = "TIME")]
+        timeout: Duration,
+    },
+}
+
+/// Flags and variables.
+#[derive(Debug, Clone, Parser)]
 pub struct Settings {
     /// Address for sidecars, stock Envoys, gRPC clients and the `weft` command. Port 0: any free one; addresses.json in
     /// the data directory tells which.

@@ -204,7 +204,7 @@ async fn follow_mesh(worlds: Arc<Worlds>, certificates: Arc<Certificates>, stop:
     }
 }
 
-fn open_certificates(
+pub(crate) fn open_certificates(
     settings: &Settings,
     store: &Store,
     prometheus: &prometheus::Registry,
@@ -268,7 +268,7 @@ fn server_names(settings: &Settings) -> Vec<String> {
     names
 }
 
-fn open_operator(
+pub(crate) fn open_operator(
     settings: &Settings,
     grpc: SocketAddr,
     http: SocketAddr,

@@ -28,6 +28,7 @@ pub mod health;
 pub mod http;
 pub mod http1;
 pub mod http2;
+pub mod install;
 pub mod io;
 pub mod lend;
 pub mod listener;
@@ -73,6 +74,12 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     if let Some(Command::Wait { timeout }) = &cli.command {
         return wait_until_ready(&cli.flags, timeout);
     }
+    if let Some(Command::Install { directory, tools }) = &cli.command {
+        return match install::install(directory, tools.as_deref()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => complain(&error, FAILED),
+        };
+    }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let settings = match Settings::new(cli.flags, std::env::var(JOIN_TOKEN).ok(), cores) {
         Ok(settings) => settings,
@@ -83,7 +90,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             Ok(launch) => Some(launch),
             Err(error) => return complain(&error, USAGE),
         },
-        Some(Command::Serve | Command::Wait { .. }) | None => None,
+        Some(Command::Serve | Command::Install { .. } | Command::Wait { .. }) | None => None,
     };
     let log = match weft_telemetry::log::init(&settings.log, settings.log_format) {
         Ok(log) => log,

@@ -7,6 +7,7 @@ pub mod diff;
 pub mod export;
 pub mod get;
 pub mod history;
+pub mod inject;
 mod kinds;
 pub mod rollback;
 mod sources;

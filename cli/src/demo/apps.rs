@@ -1,7 +1,7 @@
 //! The demo's applications: what a team would write, knowing nothing of a mesh.
 //!
-//! `frontend` calls `orders` over HTTP and `inventory` over plain TCP; `orders` calls `inventory` over gRPC. They find
-//! the sidecar as any program does: by `HTTP_PROXY`, and by a local port.
+//! `frontend` calls `orders` over HTTP and `inventory` over plain TCP; `orders` calls `inventory` over gRPC. They call by
+//! name, as any program does, where they are told the names; else by `HTTP_PROXY` and a local port of the sidecar.
 
 use std::{
     convert::Infallible,
@@ -40,6 +40,15 @@ pub struct AppOptions {
     /// inventory: where it listens for its line protocol.
     #[arg(long)]
     listen_tcp: Option<SocketAddr>,
+    /// frontend: where orders is, HOST:PORT [default: what HTTP_PROXY leads to].
+    #[arg(long)]
+    orders: Option<String>,
+    /// orders: where inventory's gRPC is, HOST:PORT [default: what HTTP_PROXY leads to].
+    #[arg(long)]
+    inventory: Option<String>,
+    /// frontend: where inventory's line protocol is, HOST:PORT [default: the sidecar's local port for it].
+    #[arg(long)]
+    stock: Option<String>,
     /// What it calls itself in answers.
     #[arg(long, default_value = "v1")]
     version: String,
@@ -94,15 +103,24 @@ async fn told_to_stop() {
 async fn serve(options: AppOptions) -> Result<()> {
     match options.app {
         App::Frontend => {
-            let state = Arc::new(Frontend { proxy: proxy()?, inventory: inventory()?, pool: Pool::default() });
+            let orders = match options.orders {
+                Some(orders) => Orders::Direct(orders),
+                None => Orders::Proxy(proxy()?),
+            };
+            let stock = options.stock.map_or_else(inventory, Ok)?;
+            let state = Arc::new(Frontend { orders, stock, pool: Pool::default() });
             http(options.listen, move |request| frontend(state.clone(), request)).await
         }
         App::Orders => {
-            let channel = tonic::transport::Endpoint::from_shared(format!("http://{}", proxy()?))?
-                .origin("http://inventory:9000".parse()?)
+            let (dialled, named) = match options.inventory {
+                Some(inventory) => (inventory.clone(), inventory),
+                None => (proxy()?, "inventory:9000".to_owned()),
+            };
+            let channel = tonic::transport::Endpoint::from_shared(format!("http://{dialled}"))?
+                .origin(format!("http://{named}").parse()?)
                 .timeout(Duration::from_secs(5))
                 .connect_lazy();
-            let state = Arc::new(Orders {
+            let state = Arc::new(OrdersApp {
                 version: options.version,
                 inventory: HealthClient::new(channel),
                 failing: AtomicBool::new(false),
@@ -125,17 +143,16 @@ async fn serve(options: AppOptions) -> Result<()> {
 }
 
 /// The sidecar, as every HTTP client finds its proxy.
-fn proxy() -> Result<SocketAddr> {
+fn proxy() -> Result<String> {
     let value =
         std::env::var("http_proxy").or_else(|_| std::env::var("HTTP_PROXY")).context("HTTP_PROXY is not set")?;
-    value.trim_start_matches("http://").trim_end_matches('/').parse().with_context(|| format!("HTTP_PROXY={value}"))
+    Ok(value.trim_start_matches("http://").trim_end_matches('/').to_owned())
 }
 
 /// The local port that leads to inventory's line protocol, as the sidecar tells whom it wraps.
-fn inventory() -> Result<SocketAddr> {
+fn inventory() -> Result<String> {
     const VARIABLE: &str = "WEFT_UPSTREAM_INVENTORY_DEFAULT_9100";
-    let value = std::env::var(VARIABLE).with_context(|| format!("{VARIABLE} is not set"))?;
-    value.parse().with_context(|| format!("{VARIABLE}={value}"))
+    std::env::var(VARIABLE).with_context(|| format!("{VARIABLE} is not set"))
 }
 
 fn bind(listen: SocketAddr) -> Result<TcpListener> {
@@ -173,14 +190,32 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
 }
 
 struct Frontend {
-    proxy: SocketAddr,
-    inventory: SocketAddr,
+    orders: Orders,
+    /// `HOST:PORT`.
+    stock: String,
     pool: Pool,
+}
+
+/// `HOST:PORT` by which orders is called.
+enum Orders {
+    Direct(String),
+    Proxy(String),
+}
+
+impl Orders {
+    /// What is dialled, and the Host that is named.
+    fn way(&self) -> (&str, &str) {
+        match self {
+            Self::Direct(orders) => (orders, orders),
+            Self::Proxy(proxy) => (proxy, "orders"),
+        }
+    }
 }
 
 /// `GET /`: an order over HTTP, and the stock over TCP.
 async fn frontend(state: Arc<Frontend>, _request: Request<Incoming>) -> Response<Full<Bytes>> {
-    let (order, stock) = tokio::join!(state.pool.get(state.proxy, "orders", "/order"), stock(state.inventory));
+    let (dialled, host) = state.orders.way();
+    let (order, stock) = tokio::join!(state.pool.get(dialled, host, "/order"), stock(&state.stock));
     match (order, stock) {
         (Ok((StatusCode::OK, order)), Ok(stock)) => text(StatusCode::OK, format!("{order} stock={stock}")),
         (Ok((StatusCode::OK, _)), Err(error)) => text(StatusCode::BAD_GATEWAY, format!("inventory: {error:#}")),
@@ -189,7 +224,7 @@ async fn frontend(state: Arc<Frontend>, _request: Request<Incoming>) -> Response
     }
 }
 
-async fn stock(inventory: SocketAddr) -> Result<String> {
+async fn stock(inventory: &str) -> Result<String> {
     let exchange = async {
         let mut stream = TcpStream::connect(inventory).await?;
         stream.write_all(b"STOCK widgets\n").await?;
@@ -203,7 +238,7 @@ async fn stock(inventory: SocketAddr) -> Result<String> {
     tokio::time::timeout(Duration::from_secs(5), exchange).await.context("no answer in 5 s")?
 }
 
-struct Orders {
+struct OrdersApp {
     version: String,
     inventory: HealthClient<tonic::transport::Channel>,
     failing: AtomicBool,
@@ -211,7 +246,7 @@ struct Orders {
 }
 
 /// `GET /order`: asks inventory over gRPC. `POST /fail` and `/heal` are the demo's levers.
-async fn orders(state: Arc<Orders>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+async fn orders(state: Arc<OrdersApp>, request: Request<Incoming>) -> Response<Full<Bytes>> {
     match request.uri().path() {
         "/fail" => {
             state.failing.store(true, Ordering::Relaxed);
@@ -252,21 +287,21 @@ async fn line_protocol(listen: SocketAddr) -> Result<()> {
     }
 }
 
-/// Keep-alive connections to the proxy.
+/// Keep-alive connections to the proxy, or to orders.
 #[derive(Default)]
 struct Pool {
     idle: parking_lot::Mutex<Vec<hyper::client::conn::http1::SendRequest<Full<Bytes>>>>,
 }
 
 impl Pool {
-    async fn get(&self, proxy: SocketAddr, host: &str, path: &str) -> Result<(StatusCode, String)> {
-        tokio::time::timeout(Duration::from_secs(5), self.exchange(proxy, host, path))
+    async fn get(&self, address: &str, host: &str, path: &str) -> Result<(StatusCode, String)> {
+        tokio::time::timeout(Duration::from_secs(5), self.exchange(address, host, path))
             .await
             .context("no answer in 5 s")?
     }
 
-    async fn exchange(&self, proxy: SocketAddr, host: &str, path: &str) -> Result<(StatusCode, String)> {
-        let mut sender = self.connection(proxy).await?;
+    async fn exchange(&self, address: &str, host: &str, path: &str) -> Result<(StatusCode, String)> {
+        let mut sender = self.connection(address).await?;
         let request = Request::get(path).header(header::HOST, host).body(Full::default())?;
         let response = sender.send_request(request).await?;
         let status = response.status();
@@ -275,7 +310,7 @@ impl Pool {
         Ok((status, String::from_utf8_lossy(&body).into_owned()))
     }
 
-    async fn connection(&self, proxy: SocketAddr) -> Result<hyper::client::conn::http1::SendRequest<Full<Bytes>>> {
+    async fn connection(&self, address: &str) -> Result<hyper::client::conn::http1::SendRequest<Full<Bytes>>> {
         loop {
             let idle = self.idle.lock().pop();
             let Some(mut sender) = idle else { break };
@@ -283,7 +318,7 @@ impl Pool {
                 return Ok(sender);
             }
         }
-        let stream = TcpStream::connect(proxy).await?;
+        let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);

@@ -1,5 +1,7 @@
 //! The command line: what there is to do, and the help that teaches it.
 
+use std::path::PathBuf;
+
 use clap::{Parser, Subcommand};
 
 use super::{Flags, LaunchFlags};
@@ -35,6 +37,15 @@ pub enum Command {
     /// leaves the mesh and lets requests end, then passes the signal to the application, which can go on calling out
     /// until it is gone. The exit status is the application's (128 + n when signal n ended it).
     Run(LaunchFlags),
+    /// Copy this program into a folder, such as a volume that containers share
+    Install {
+        /// The folder; made if it is not there
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+        /// A folder of programs that set rules, to be copied as well
+        #[arg(long, env = "WEFT_TOOLS", value_name = "DIR")]
+        tools: Option<PathBuf>,
+    },
     /// Return when the sidecar of this machine is ready
     ///
     /// For an application that is started beside its sidecar, and not by it: asks /ready at the address of --metrics
