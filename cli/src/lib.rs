@@ -44,6 +44,7 @@ enum Command {
     Export(commands::export::Options),
     Validate(commands::validate::Options),
     Status(commands::status::Options),
+    Check(commands::check::Options),
     /// Join tokens, with which a workload gets its first certificate.
     #[command(subcommand)]
     Token(commands::token::Command),
@@ -114,6 +115,7 @@ fn run(connection: credential::Connection, command: Command) -> Result<(), failu
             Command::History(options) => commands::history::run(connection.open()?, options).await,
             Command::Rollback(options) => commands::rollback::run(connection.open()?, options).await,
             Command::Export(options) => commands::export::run(connection.open()?, options).await,
+            Command::Check(options) => commands::check::run(&connection, options).await,
             Command::Status(options) => commands::status::run(connection.open()?, options).await,
             Command::Token(command) => commands::token::run(connection.open()?, command).await,
             _ => unreachable!("handled by main"),

@@ -2,6 +2,7 @@
 
 pub mod apply;
 pub mod certificate;
+pub mod check;
 pub mod delete;
 pub mod diff;
 pub mod export;

@@ -5,6 +5,7 @@ mod access;
 mod balancing;
 mod breakers;
 mod certificates;
+mod check;
 mod control_plane;
 mod demo;
 mod documents;
