@@ -22,6 +22,9 @@ use tokio::sync::{mpsc, watch};
 
 /// The most names that are being fetched or known at one time.
 pub const MAX_NAMES: usize = 4096;
+/// How many of them may be addresses that the application connects to: whoever calls half of the Internet must not find
+/// that there is no room left for the names of services.
+pub const MAX_ADDRESSES: usize = MAX_NAMES / 2;
 
 /// Asks the control thread for what the snapshot lacks. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -93,11 +96,39 @@ impl Demand {
         if let Some(known) = Self::known(shared, authority) {
             return known;
         }
-        let mut outcome = self.want(authority)?;
+        let mut outcome = self.want(authority, MAX_NAMES)?;
         // Between the look and the wish it may have come.
         if let Some(known) = Self::known(shared, authority) {
             return known;
         }
+        self.settled(shared, authority, &mut outcome).await
+    }
+
+    /// What whoever connects to an address (`10.0.0.5:80`, `[fd00::5]:80`) means. Unlike [`Self::ensure`] it waits for
+    /// nobody when the control plane is away: most addresses are not the mesh's, and their connections must go on.
+    ///
+    /// # Errors
+    /// See [`DemandError`].
+    pub async fn at(&self, shared: &Shared, address: &str) -> Result<Ready, DemandError> {
+        if let Some(known) = Self::known(shared, address) {
+            return known;
+        }
+        let mut outcome = self.want(address, MAX_ADDRESSES)?;
+        if let Some(known) = Self::known(shared, address) {
+            return known;
+        }
+        if !self.connected() {
+            return Err(DemandError::Timeout { control_plane_connected: false });
+        }
+        self.settled(shared, address, &mut outcome).await
+    }
+
+    async fn settled(
+        &self,
+        shared: &Shared,
+        authority: &str,
+        outcome: &mut watch::Receiver<Option<Outcome>>,
+    ) -> Result<Ready, DemandError> {
         let settled = tokio::time::timeout(self.0.wait, outcome.wait_for(Option::is_some)).await;
         match settled.map(|settled| settled.ok().and_then(|outcome| *outcome)) {
             Ok(Some(Outcome::NotFound)) => Err(DemandError::NotFound),
@@ -120,12 +151,12 @@ impl Demand {
         }
     }
 
-    fn want(&self, authority: &str) -> Result<watch::Receiver<Option<Outcome>>, DemandError> {
+    fn want(&self, authority: &str, most: usize) -> Result<watch::Receiver<Option<Outcome>>, DemandError> {
         let mut waiting = self.0.waiting.lock();
         if let Some(fetch) = waiting.get(authority) {
             return Ok(fetch.subscribe());
         }
-        if waiting.len() >= MAX_NAMES || self.0.wanted.try_send(authority.into()).is_err() {
+        if waiting.len() >= most || self.0.wanted.try_send(authority.into()).is_err() {
             return Err(DemandError::TooMany);
         }
         let (fetch, outcome) = watch::channel(None);
@@ -214,6 +245,30 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn an_address_waits_only_while_somebody_can_answer() {
+        const ADDRESS: &str = "10.0.0.5:80";
+        for connected in [false, true] {
+            let (shared, mut wanted) = shared();
+            shared.demand.set_connected(connected);
+            let started = tokio::time::Instant::now();
+            let error = shared.demand.at(&shared, ADDRESS).await.unwrap_err();
+            assert_eq!(error, DemandError::Timeout { control_plane_connected: connected });
+            assert_eq!(started.elapsed(), if connected { WAIT } else { Duration::ZERO });
+            assert_eq!(wanted.recv().await.as_deref(), Some(ADDRESS), "it is asked for all the same");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn addresses_leave_room_for_names() {
+        let (shared, _wanted) = shared();
+        for port in 0..u16::try_from(MAX_ADDRESSES).unwrap() {
+            drop(shared.demand.at(&shared, &format!("192.0.2.1:{port}")).await);
+        }
+        assert_eq!(shared.demand.at(&shared, "192.0.2.2:80").await.unwrap_err(), DemandError::TooMany);
+        assert!(matches!(shared.demand.ensure(&shared, NAME).await, Err(DemandError::Timeout { .. })));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn what_does_not_exist_is_known_at_once() {
         let (shared, mut wanted) = shared();
         publish(&shared, VhostState::NotFound);
@@ -246,7 +301,7 @@ mod tests {
     async fn names_that_are_fetched_are_bounded() {
         let (shared, _wanted) = shared();
         for index in 0..MAX_NAMES {
-            assert!(shared.demand.want(&format!("s{index}")).is_ok());
+            assert!(shared.demand.want(&format!("s{index}"), MAX_NAMES).is_ok());
         }
         assert_eq!(shared.demand.ensure(&shared, NAME).await.unwrap_err(), DemandError::TooMany);
     }

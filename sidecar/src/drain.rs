@@ -3,7 +3,7 @@
 //! ```text
 //! leave the registry, wait until callers know (≤ 1 s)
 //!   → inbound: no more connections, GOAWAY or `connection: close`, requests end
-//!     → the application ends (wrapper), or nothing (beside)
+//!     → the application ends (wrapper), has left (beside, transparent mode), or nothing (beside)
 //!       → outbound: the same
 //! ```
 //!
@@ -77,6 +77,20 @@ impl Side {
     async fn ended(&self) {
         self.connections.close();
         self.connections.wait().await;
+    }
+}
+
+/// Waits until the application has left the outbound side: no connection of its is open, and none came for a moment.
+///
+/// Where connections are redirected there is no other way out: closing that side while the application still runs would cut
+/// it off from everything.
+pub async fn left(side: &Side) {
+    const LOOK: Duration = Duration::from_millis(50);
+    const CALM: u32 = 10;
+    let mut calm = 0;
+    while calm < CALM {
+        tokio::time::sleep(LOOK).await;
+        calm = if side.open() == 0 { calm + 1 } else { 0 };
     }
 }
 
@@ -169,6 +183,34 @@ mod tests {
         data_path.await.unwrap();
         assert_eq!(ended, (Some(7), Ended::Complete));
         assert_eq!(*told.lock().unwrap(), ["leave", "inbound", "application", "outbound"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_outbound_side_stays_until_the_application_has_left() {
+        let state = Arc::new(Drain::default());
+        let first = state.outbound.enter();
+        let application = {
+            let state = state.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_secs(3)).await;
+                assert!(state.inbound.is_draining() && !state.outbound.is_draining());
+                // The next one comes at once.
+                drop(first);
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                let second = state.outbound.enter();
+                assert!(!state.outbound.is_draining());
+                tokio::time::sleep(Duration::from_secs(3)).await;
+                drop(second);
+            })
+        };
+        let ended = drain(&state, LIMIT, &CancellationToken::new(), async {}, left(&state.outbound)).await;
+        application.await.unwrap();
+        assert_eq!(ended, (Some(()), Ended::Complete));
+        // An application that stays is cut off in the end.
+        let state = Drain::default();
+        let _stays = state.outbound.enter();
+        let ended = drain(&state, LIMIT, &CancellationToken::new(), async {}, left(&state.outbound)).await;
+        assert_eq!(ended, (None, Ended::CutOff { connections: 1 }));
     }
 
     #[tokio::test(start_paused = true)]

@@ -188,9 +188,9 @@ reasons! {
     Overloaded "overloaded" CallerSidecar "OM" 503 14 No
         "The sidecar has reached its own bound on connections." => "Raise the file-descriptor limit, or add workloads.";
     LoopDetected "loop_detected" CallerSidecar "NR" 508 13 No
-        "The request has passed through too many sidecars." => "Look for an application or route that sends a service's requests back to itself.";
+        "The request has passed through too many sidecars, or the sidecar's own connection was redirected to itself." => "Look for an application or route that sends a service's requests back to itself; or let the rules pass the sidecar's mark or user.";
     ExternalRefused "external_refused" CallerSidecar "NR" 403 7 No
-        "The destination outside the mesh is one that the sidecar does not serve: loopback or itself." => "Call local programs directly, without the proxy.";
+        "The destination is not in the mesh, which lets nothing else out; or it is loopback or the sidecar itself." => "Register it: a Service with an EndpointSlice lets one host out; or set `egress.mode: any` in the Mesh. Call local programs directly.";
     ExternalConnectFailed "external_connect_failed" Network "UF" 502 14 No
         "The destination outside the mesh cannot be reached." => "Check the name and the network; the log line has the error.";
     InternalError "internal_error" CallerSidecar "-" 500 13 Maybe

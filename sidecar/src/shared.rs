@@ -106,10 +106,10 @@ impl Shared {
 /// The bound sockets of one worker, each its own (SO_REUSEPORT), non-blocking.
 #[derive(Debug)]
 pub struct Sockets {
-    /// From other sidecars.
-    pub inbound: std::net::TcpListener,
-    /// From the application.
-    pub outbound: std::net::TcpListener,
+    /// From other sidecars. Of each address family one, in transparent mode.
+    pub inbound: Vec<std::net::TcpListener>,
+    /// From the application. Of each address family one, in transparent mode.
+    pub outbound: Vec<std::net::TcpListener>,
     /// From the application, for one upstream each; with its canonical authority.
     pub upstreams: Vec<(std::net::TcpListener, Box<str>)>,
 }

@@ -4,10 +4,11 @@
 use std::{
     collections::BTreeMap,
     io,
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener},
     path::Path,
 };
 
+use nix::errno::Errno;
 use serde_json::json;
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
@@ -67,8 +68,16 @@ pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
     let mut sockets: Vec<_> = outbounds
         .into_iter()
         .zip(inbounds)
-        .map(|(outbound, inbound)| Sockets { inbound, outbound, upstreams: Vec::new() })
+        .map(|(outbound, inbound)| Sockets { inbound: vec![inbound], outbound: vec![outbound], upstreams: Vec::new() })
         .collect();
+    if settings.transparent.on {
+        for (worker, socket) in sockets.iter_mut().zip(bind_other("--outbound", outbound, workers)?) {
+            worker.outbound.push(socket);
+        }
+        for (worker, socket) in sockets.iter_mut().zip(bind_other("--inbound", inbound, workers)?) {
+            worker.inbound.push(socket);
+        }
+    }
     let mut upstreams = Vec::new();
     for upstream in &settings.upstreams {
         let (address, listeners) = bind_each("--upstream", upstream.listen, workers)?;
@@ -111,25 +120,61 @@ impl Addresses {
     }
 }
 
+/// Binds the IPv6 address that goes with an IPv4 one: a redirect leads to loopback, or to any address of this machine, of
+/// the connection's own family. Nothing, where there is no such address or this machine has no IPv6.
+fn bind_other(flag: &'static str, bound: SocketAddr, count: usize) -> Result<Vec<TcpListener>, BindError> {
+    let ip = match bound.ip() {
+        IpAddr::V4(ip) if ip.is_loopback() => Ipv6Addr::LOCALHOST,
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv6Addr::UNSPECIFIED,
+        IpAddr::V4(_) | IpAddr::V6(_) => return Ok(Vec::new()),
+    };
+    match bind_as(flag, SocketAddr::new(ip.into(), bound.port()), count, true) {
+        Ok((_, listeners)) => Ok(listeners),
+        Err(error)
+            if matches!(
+                error.source.raw_os_error().map(Errno::from_raw),
+                Some(Errno::EADDRNOTAVAIL | Errno::EAFNOSUPPORT)
+            ) =>
+        {
+            tracing::info!(%error, "no IPv6 here");
+            Ok(Vec::new())
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// Binds one address `count` times.
 fn bind_each(flag: &'static str, asked: SocketAddr, count: usize) -> Result<(SocketAddr, Vec<TcpListener>), BindError> {
+    bind_as(flag, asked, count, false)
+}
+
+/// The same; `only_v6`: `[::]` does not stand for IPv4 as well.
+fn bind_as(
+    flag: &'static str,
+    asked: SocketAddr,
+    count: usize,
+    only_v6: bool,
+) -> Result<(SocketAddr, Vec<TcpListener>), BindError> {
     let failed = |source| BindError { flag, address: asked, source };
     // First alone: sharing the port with a stranger would succeed, and split the traffic between the two.
-    let alone = listen(asked, false).map_err(failed)?;
+    let alone = listen(asked, false, only_v6).map_err(failed)?;
     let address = alone.local_addr().map_err(failed)?;
     if count == 1 {
         return Ok((address, vec![alone]));
     }
     drop(alone);
-    let listeners = (0..count).map(|_| listen(address, true)).collect::<io::Result<_>>().map_err(failed)?;
+    let listeners = (0..count).map(|_| listen(address, true, only_v6)).collect::<io::Result<_>>().map_err(failed)?;
     Ok((address, listeners))
 }
 
-fn listen(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
+fn listen(address: SocketAddr, shared: bool, only_v6: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     // A restart must not wait for the connections of the process before.
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
+    if address.is_ipv6() && only_v6 {
+        socket.set_only_v6(true)?;
+    }
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
@@ -150,6 +195,19 @@ mod tests {
         assert!(error.contains("--outbound") && error.contains("choose another port"), "{error}");
         drop(listeners);
         assert!(bind_each("--outbound", address, 2).is_ok(), "free again at once");
+    }
+
+    #[test]
+    fn each_family_has_sockets_of_its_own() {
+        for (v4, v6) in [("127.0.0.1:0", "::1"), ("0.0.0.0:0", "::")] {
+            let (bound, _v4) = bind_each("--outbound", v4.parse().unwrap(), 2).unwrap();
+            let others = bind_other("--outbound", bound, 2).unwrap();
+            // Or there is no IPv6 here.
+            assert!(matches!(others.len(), 0 | 2));
+            let expected = SocketAddr::new(v6.parse().unwrap(), bound.port());
+            assert!(others.iter().all(|listener| listener.local_addr().unwrap() == expected), "{v4}");
+        }
+        assert!(bind_other("--inbound", "192.0.2.1:1".parse().unwrap(), 1).unwrap().is_empty());
     }
 
     #[test]

@@ -253,7 +253,13 @@ impl Life {
     async fn run(mut self, launch: Option<Launch>) -> u8 {
         let Some(Launch { command, user, .. }) = launch else {
             self.until_asked(None).await;
-            self.drain(async {}).await;
+            let shared = self.shared.clone();
+            self.drain(async move {
+                if shared.settings.transparent.on {
+                    drain::left(&shared.drain.outbound).await;
+                }
+            })
+            .await;
             return 0;
         };
         tokio::select! {

@@ -26,7 +26,7 @@ use crate::{
     route::pick_cluster,
     shared::Alpn,
     upstream::{Destination, Link, connect},
-    worker::{Conn, inbound_port},
+    worker::{Conn, Worker, inbound_port},
 };
 
 /// Endpoints tried beyond the first, while none has accepted the connection.
@@ -114,8 +114,17 @@ impl Dialed {
     }
 }
 
-/// The cluster that raw connections to an authority go to: that of its first route that forwards.
-pub async fn service_cluster(conn: &Conn, authority: &str) -> Result<Arc<Upstream>, Failed> {
+/// Where raw connections to an authority go.
+#[derive(Debug)]
+pub struct Goal {
+    /// The cluster.
+    pub upstream: Arc<Upstream>,
+    /// The one endpoint of it that is meant.
+    endpoint: Option<SocketAddr>,
+}
+
+/// The cluster of an authority's first route that forwards.
+pub async fn service_cluster(conn: &Conn, authority: &str) -> Result<Goal, Failed> {
     let shared = &conn.worker.path.shared;
     let ready = shared.demand.ensure(shared, authority).await.map_err(|error| unknown(error, authority))?;
     let forward = ready.host.routes.routes.iter().find_map(|route| match &route.action {
@@ -123,15 +132,17 @@ pub async fn service_cluster(conn: &Conn, authority: &str) -> Result<Arc<Upstrea
         RouteAction::Redirect(_) | RouteAction::Respond { .. } => None,
     });
     let share = forward.and_then(|forward| pick_cluster(forward, fastrand::u64(..))).ok_or(Reason::NoRoute)?;
-    let upstream = ready.snapshot.cluster(&share.name);
-    upstream.cloned().ok_or_else(|| Failed::with(Reason::ServiceUnknown, format!("no cluster {}", share.name)))
+    let upstream = ready.snapshot.cluster(&share.name).cloned();
+    let upstream =
+        upstream.ok_or_else(|| Failed::with(Reason::ServiceUnknown, format!("no cluster {}", share.name)))?;
+    Ok(Goal { upstream, endpoint: ready.host.routes.endpoint })
 }
 
 /// Connects to a workload of a service; moves on to others while none accepts.
 /// # Errors
 /// [`Failed`].
 pub async fn dial_service(conn: &Conn, authority: &str, record: &Entry) -> Result<Dialed, Failed> {
-    let upstream = service_cluster(conn, authority).await?;
+    let Goal { upstream, endpoint: only } = service_cluster(conn, authority).await?;
     let cluster = upstream.cluster();
     record.goes(&cluster.service, None);
     record.by(cluster);
@@ -146,7 +157,11 @@ pub async fn dial_service(conn: &Conn, authority: &str, record: &Entry) -> Resul
     let mut tried: Vec<SocketAddr> = Vec::new();
     loop {
         let now = Instant::now();
-        let mut picked = upstream.pick(hash, &tried, now).map_err(|error| match error {
+        let picked = match only {
+            None => upstream.pick(hash, &tried, now),
+            Some(only) => upstream.pick_only(only, now),
+        };
+        let mut picked = picked.map_err(|error| match error {
             PickError::NoEndpoints => Failed::from(Reason::NoEndpoints),
             PickError::NoneReady => Failed::from(Reason::NoReadyEndpoint),
         })?;
@@ -170,7 +185,7 @@ pub async fn dial_service(conn: &Conn, authority: &str, record: &Entry) -> Resul
                 if let Some(change) = picked.finish(outcome, Instant::now()) {
                     conn.worker.path.metrics.ejection(cluster, endpoint, &change);
                 }
-                if tried.len() > RETRIES {
+                if only.is_some() || tried.len() > RETRIES {
                     if let Some(change) = admitted.finish(outcome, Instant::now()) {
                         conn.worker.path.metrics.breaker(cluster, &change);
                     }
@@ -187,6 +202,26 @@ pub async fn inbound(conn: &Rc<Conn>, sni: &str, downstream: Io) {
     record.goes(&conn.worker.path.service, None);
     carry_to_app(conn, dial_app(conn, sni, &record).await, downstream, &record).await;
     record.finish();
+}
+
+/// A raw connection of somebody's outside the mesh to a port of the application that is none of the service's.
+pub async fn inbound_at(conn: &Rc<Conn>, port: u16, downstream: Io) {
+    let record = Record::tcp(conn);
+    record.goes(&conn.worker.path.service, None);
+    let app = connect_app(&conn.worker, app_at(&conn.worker, port), Some(&record)).await;
+    carry_to_app(conn, app, downstream, &record).await;
+    record.finish();
+}
+
+/// Whether the application takes connections at a port.
+/// # Errors
+/// [`Failed`], when it does not.
+pub async fn app_listens(worker: &Worker, port: u16) -> Result<(), Failed> {
+    connect_app(worker, app_at(worker, port), None).await.map(drop)
+}
+
+fn app_at(worker: &Worker, port: u16) -> SocketAddr {
+    SocketAddr::new(worker.path.shared.settings.app_address, port)
 }
 
 /// Carries bytes to the application until both sides have ended.
@@ -209,11 +244,16 @@ pub async fn dial_app(conn: &Conn, sni: &str, record: &Entry) -> Result<Io, Fail
     let snapshot = path.shared.snapshot.load_full();
     let port = inbound_port(&snapshot, sni).ok_or(Reason::ConfigTimeout)?;
     authorize(conn, port, None)?;
-    let endpoint = path.app(port.port);
+    connect_app(&conn.worker, path.app(port.port), Some(record)).await
+}
+
+async fn connect_app(worker: &Worker, endpoint: SocketAddr, record: Option<&Entry>) -> Result<Io, Failed> {
     let began = Instant::now();
-    let connected = connect(&conn.worker, &Destination::App(endpoint), Alpn::None).await;
-    record.waited(began.elapsed());
-    let result = connected.as_ref().map_or_else(|failure| failure.reason.code(), |_| "ok");
-    record.tried(Try { endpoint, kind: AttemptKind::First, result, took: began.elapsed() });
+    let connected = connect(worker, &Destination::App(endpoint), Alpn::None).await;
+    if let Some(record) = record {
+        record.waited(began.elapsed());
+        let result = connected.as_ref().map_or_else(|failure| failure.reason.code(), |_| "ok");
+        record.tried(Try { endpoint, kind: AttemptKind::First, result, took: began.elapsed() });
+    }
     connected.map(|link| link.io).map_err(|failure| Failed::with(failure.reason, failure.detail))
 }

@@ -20,6 +20,7 @@ use crate::{
     balance::Budget,
     drain::Side,
     http::{classify::Named, upgrade::Tunnel},
+    listener::Passing,
     metrics::{Connections, Count, Direction, FLOW_IDLE, Flow, FlowKey, Memo, Metrics},
     reason::Reason,
     record::{AccessLog, Slowest},
@@ -43,6 +44,8 @@ pub struct DataPath {
     pub own: Vec<SocketAddr>,
     /// Bounds in time and number.
     pub bounds: Bounds,
+    /// Redirected connections that are being passed on to where they were meant to go.
+    pub passing: Passing,
 }
 
 /// Bounds of the data path. The defaults are the reference's; tests use shorter ones.
@@ -103,7 +106,7 @@ impl DataPath {
         let metrics = Metrics::new(registry);
         let log = AccessLog::start(shared.settings.access_log, shared.settings.access_log_format, metrics.clone());
         let service = format!("{}/{}", shared.settings.namespace, shared.settings.service).into();
-        Arc::new(Self { shared, metrics, log, service, own, bounds })
+        Arc::new(Self { shared, metrics, log, service, own, bounds, passing: Passing::default() })
     }
 
     /// Drain state of a direction.
@@ -246,8 +249,12 @@ pub enum Origin {
     Outbound,
     /// At the local port of an upstream, or in a CONNECT: the canonical authority is fixed.
     Fixed(Box<str>),
+    /// By a redirect: the canonical authority, or the address, that the application connected to.
+    Original(Box<str>),
     /// At the inbound port: the server name, empty when none was sent.
     Inbound(Box<str>),
+    /// By a redirect, in plain text where none is taken, at a port of the application that has health probes.
+    Probe(u16),
 }
 
 /// One accepted connection.
@@ -306,6 +313,11 @@ impl Conn {
         Self::new(worker, Origin::Inbound(sni.into()), peer, identity, group, source, 0)
     }
 
+    /// A connection from outside the mesh.
+    pub fn plain(worker: &Rc<Worker>, origin: Origin, peer: SocketAddr) -> Rc<Self> {
+        Self::new(worker, origin, peer, None, "", "unmeshed".into(), 0)
+    }
+
     fn new(
         worker: &Rc<Worker>,
         origin: Origin,
@@ -337,8 +349,8 @@ impl Conn {
     /// Which way its traffic flows.
     pub fn direction(&self) -> Direction {
         match self.origin {
-            Origin::Outbound | Origin::Fixed(_) => Direction::Outbound,
-            Origin::Inbound(_) => Direction::Inbound,
+            Origin::Outbound | Origin::Fixed(_) | Origin::Original(_) => Direction::Outbound,
+            Origin::Inbound(_) | Origin::Probe(_) => Direction::Inbound,
         }
     }
 

@@ -59,9 +59,21 @@ impl App {
         F: Fn(Request<Incoming>) -> R + Clone + Send + Sync + 'static,
         R: Future<Output = Response<Body>> + Send + 'static,
     {
+        Self::http_on(TcpListener::bind("127.0.0.1:0").await?, handler)
+    }
+
+    /// The same on a socket of the test's choice.
+    ///
+    /// # Errors
+    /// When it is no bound socket.
+    pub fn http_on<F, R>(listener: TcpListener, handler: F) -> Result<Self>
+    where
+        F: Fn(Request<Incoming>) -> R + Clone + Send + Sync + 'static,
+        R: Future<Output = Response<Body>> + Send + 'static,
+    {
         let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
         let log = seen.clone();
-        let mut app = Self::raw(move |stream| {
+        let mut app = Self::raw_on(listener, move |stream| {
             let (handler, log) = (handler.clone(), log.clone());
             async move {
                 let service = hyper::service::service_fn(move |request: Request<Incoming>| {
@@ -79,8 +91,7 @@ impl App {
                     .serve_connection_with_upgrades(TokioIo::new(stream), service)
                     .await;
             }
-        })
-        .await?;
+        })?;
         app.seen = seen;
         Ok(app)
     }
@@ -154,7 +165,18 @@ impl App {
         let socket = tokio::net::TcpSocket::new_v4()?;
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
-        let listener: TcpListener = socket.listen(1024)?;
+        Self::raw_on(socket.listen(1024)?, serve)
+    }
+
+    /// The same on a socket of the test's choice.
+    ///
+    /// # Errors
+    /// When it is no bound socket.
+    pub fn raw_on<F, R>(listener: TcpListener, serve: F) -> Result<Self>
+    where
+        F: Fn(TcpStream) -> R + Send + Sync + 'static,
+        R: Future<Output = ()> + Send + 'static,
+    {
         let address = listener.local_addr()?;
         let tasks: Arc<Mutex<Vec<JoinHandle<()>>>> = Arc::default();
         let connections = tasks.clone();

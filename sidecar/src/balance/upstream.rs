@@ -158,6 +158,23 @@ impl Upstream {
         Err(PickError::NoneReady)
     }
 
+    /// The endpoint at an address, for a caller that has chosen it: it is not asked whether it is healthy, since a caller
+    /// may want to see it come up; its breaker is.
+    /// # Errors
+    /// [`PickError`].
+    pub fn pick_only(&self, address: SocketAddr, now: Instant) -> Result<Picked, PickError> {
+        let found = self.endpoints.iter().find(|state| state.address() == address);
+        let state = found.ok_or(PickError::NoEndpoints)?;
+        state.live.begin();
+        match state.live.enter(now, false) {
+            Some((permit, change)) => Ok(Picked::new(Arc::clone(state), permit, change, false)),
+            None => {
+                state.live.end();
+                Err(PickError::NoneReady)
+            }
+        }
+    }
+
     /// The retry budget.
     pub fn budget(&self) -> &Budget {
         &self.live.budget

@@ -7,6 +7,7 @@ use http::{HeaderValue, Method, Uri, Version, header, request::Parts};
 use super::{answer::Failed, headers, marks::Marks};
 use crate::{
     http1::strict::MAX_FIELDS,
+    listener::is_probe,
     reason::Reason,
     route::{Authority, Host, Target, host::MeshHost},
     worker::{Conn, Origin},
@@ -78,6 +79,11 @@ pub fn classify(conn: &Conn, parts: &mut Parts, has: Marks) -> Result<Call, Fail
     if let Some(reason) = conn.refuse.get() {
         return Err(reason.into());
     }
+    if let Origin::Probe(port) = conn.origin
+        && !is_probe(&conn.worker.path.shared.settings.transparent, port, conn.peer, parts)
+    {
+        return Err(Reason::PlaintextRefused.into());
+    }
     if parts.headers.len() > MAX_FIELDS {
         return Err(Reason::HeadersTooLarge.into());
     }
@@ -111,8 +117,9 @@ fn named(conn: &Conn, uri: &Uri, parts: &Parts) -> Result<Rc<Named>, Failed> {
     }
     let authority = authority(uri, parts, &conn.origin)?;
     let whither = match &conn.origin {
-        Origin::Inbound(_) => Whither::App,
-        Origin::Fixed(key) => Whither::Mesh { key: key.clone(), certainly: true },
+        Origin::Inbound(_) | Origin::Probe(_) => Whither::App,
+        // Where it was sent decides, whatever it calls itself.
+        Origin::Fixed(key) | Origin::Original(key) => Whither::Mesh { key: key.clone(), certainly: true },
         Origin::Outbound => whither(&authority, &conn.worker.path.shared.settings.namespace)?,
     };
     // A copy of its own: the field's bytes are part of a whole head.
@@ -129,7 +136,11 @@ fn sent(origin: &Origin, authority: &Authority<'_>, field: Option<&HeaderValue>)
     let unknown = || HeaderValue::from_static("unknown");
     match (origin, field) {
         (Origin::Fixed(key), _) => (HeaderValue::from_str(key).unwrap_or_else(|_key| unknown()), false),
-        (Origin::Outbound | Origin::Inbound(_), Some(host)) if host == authority.host() => (host.clone(), true),
+        (Origin::Outbound | Origin::Original(_) | Origin::Inbound(_) | Origin::Probe(_), Some(host))
+            if host == authority.host() =>
+        {
+            (host.clone(), true)
+        }
         _ => (HeaderValue::from_str(&authority.to_string()).unwrap_or_else(|_host| unknown()), false),
     }
 }
@@ -155,8 +166,8 @@ fn authority(uri: &Uri, parts: &Parts, origin: &Origin) -> Result<Authority<'sta
         (Some(line), _) => Ok(line),
         (None, Some(host)) => Ok(host),
         (None, None) => match origin {
-            Origin::Fixed(key) => parse(key),
-            Origin::Outbound | Origin::Inbound(_) => Err(bad("there is no host".into())),
+            Origin::Fixed(key) | Origin::Original(key) => parse(key),
+            Origin::Outbound | Origin::Inbound(_) | Origin::Probe(_) => Err(bad("there is no host".into())),
         },
     }
 }

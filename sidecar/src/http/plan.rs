@@ -40,6 +40,8 @@ pub struct Plan<'p> {
     pub(super) deadline: Deadline,
     pub(super) idle: Duration,
     pub(super) hash: Option<u64>,
+    /// The one endpoint that is meant.
+    pub(super) endpoint: Option<&'p SocketAddr>,
     pub(super) edits: [Option<&'p HeaderEdits>; 2],
     pub(super) answer_edits: Option<(Arc<Route>, HeaderEdits)>,
     pub(super) upgrade: Option<HeaderValue>,
@@ -115,6 +117,15 @@ impl<'p> Plan<'p> {
         plan
     }
 
+    /// A health probe: to the port of the application that was meant, and nothing but a request.
+    pub(super) fn probe(conn: &'p Conn, port: u16, call: &Call, head: &Head<'_>, record: &Entry) -> Self {
+        let app = SocketAddr::new(conn.worker.path.shared.settings.app_address, port);
+        let mut plan = Self::plain(conn, To::App(app), call, head, record);
+        plan.upgrade = None;
+        plan.wire = wire(record.speaks() != Speaks::Http1, false);
+        plan
+    }
+
     pub(super) fn outside(conn: &'p Conn, address: SocketAddr, call: &Call, head: &Head<'_>, record: &Entry) -> Self {
         Self::plain(conn, To::Outside(address), call, head, record)
     }
@@ -144,6 +155,7 @@ impl<'p> Plan<'p> {
             deadline: Deadline::new(record.started(), None, None, None),
             idle: conn.worker.path.bounds.stream_idle,
             hash: None,
+            endpoint: None,
             edits: [None, None],
             answer_edits: None,
             upgrade,
@@ -180,7 +192,7 @@ pub(super) fn prepare(conn: &Conn, plan: &mut Plan<'_>, fields: &mut HeaderMap, 
         fields.insert(headers::ATTEMPT, attempt);
     }
     record.trace(headers::ensure_trace(fields, has));
-    if let Origin::Inbound(_) = conn.origin {
+    if let Origin::Inbound(_) | Origin::Probe(_) = conn.origin {
         let proto = if conn.identity.is_some() { "https" } else { "http" };
         fields.insert(headers::FORWARDED_PROTO, HeaderValue::from_static(proto));
         let [address, proved] = conn.forwarded();

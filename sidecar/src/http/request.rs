@@ -96,6 +96,10 @@ async fn steps(conn: &Rc<Conn>, request: Request<Incoming>, has: Marks, record: 
             authorize(conn, port, Some(&head))?;
             Plan::inbound(conn, port, &call, &head, record)
         }
+        (Origin::Probe(port), _) => {
+            record.goes(&conn.worker.path.service, None);
+            Plan::probe(conn, *port, &call, &head, record)
+        }
         (_, Whither::Mesh { key, certainly }) => {
             // route: the service's routes, fetched at the first call; the first that takes the request.
             let (found, queued) = timed(conn.worker.path.shared.demand.ensure(&conn.worker.path.shared, key)).await;
@@ -166,6 +170,7 @@ fn to_service<'p>(
     // limit: is there room, and is the service's breaker closed?
     let admitted = admit(conn, upstream, record.progressed())?;
     let mut plan = Plan::mesh(conn, upstream, admitted, route, forward, call, head, record);
+    plan.endpoint = ready.host.routes.endpoint.as_ref();
     plan.edits = [Some(&route.request_headers), Some(&share.request_headers)];
     plan.answer_edits = Some((route.clone(), share.response_headers.clone()));
     Ok(Routed::Forward(plan))
@@ -339,7 +344,11 @@ fn pick(conn: &Conn, plan: &Plan<'_>, tried: &mut Tried, now: Instant) -> Result
         To::Outside(address) => return Ok(Aim { destination: Destination::External(address), picked: None }),
         To::Mesh(upstream) => upstream,
     };
-    let picked = upstream.pick(plan.hash, &tried.addresses, now).map_err(|error| {
+    let picked = match plan.endpoint {
+        None => upstream.pick(plan.hash, &tried.addresses, now),
+        Some(only) => upstream.pick_only(*only, now),
+    };
+    let picked = picked.map_err(|error| {
         let reason = match error {
             PickError::NoEndpoints => Reason::NoEndpoints,
             PickError::NoneReady => Reason::NoReadyEndpoint,

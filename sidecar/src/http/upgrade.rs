@@ -4,6 +4,8 @@
 
 use std::{net::SocketAddr, rc::Rc, time::Instant};
 
+use weft_xds::resource::Egress;
+
 use super::{
     answer::{Failed, Served},
     classify::{Call, Whither},
@@ -75,9 +77,13 @@ impl Tunnel {
 
 /// Finds the address of a host outside the mesh that may be called.
 /// # Errors
-/// `external_refused` for loopback and this process itself, `external_connect_failed` when there is none.
+/// `external_refused` for loopback and this process itself, and where the mesh lets nothing out, `external_connect_failed` when there is none.
 pub async fn outside(conn: &Conn, authority: &Authority<'_>, record: &Entry) -> Result<SocketAddr, Failed> {
     record.goes("external", None);
+    if conn.worker.path.shared.snapshot.load().egress == Egress::Registered {
+        let detail = format!("the mesh lets nothing out that is not registered: {authority}");
+        return Err(Failed::told(Reason::ExternalRefused, detail));
+    }
     let port = authority.port().unwrap_or(80);
     let found: Vec<SocketAddr> = match authority.kind() {
         Host::Ip(ip) => vec![SocketAddr::new(ip, port)],

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use weft_xds::resource::{Inbound, Route, VirtualHost};
+use weft_xds::resource::{Egress, Inbound, Route, VirtualHost};
 
 pub use self::writer::{Settled, Step, Subscription, VIRTUAL_HOST_PREFIX, Writer, clusters_of};
 use crate::{
@@ -33,7 +33,10 @@ pub struct Snapshot {
     pub revision: u64,
     /// What comes in. `None`: not known yet, nothing is served.
     pub inbound: Option<Arc<Inbound>>,
-    /// By canonical authority: `orders.default:80`, or `orders.default` when the caller named no port.
+    /// What becomes of calls to hosts that are not in the mesh.
+    pub egress: Egress,
+    /// By canonical authority: `orders.default:80`, or `orders.default` when the caller named no port; or by
+    /// address, `10.0.0.5:80`.
     pub virtual_hosts: ByName<VhostState>,
     /// By xDS name, `default/orders:8080`: those that the virtual hosts refer to.
     pub clusters: ByName<Arc<Upstream>>,

@@ -10,7 +10,7 @@ use std::{
 };
 
 use weft_xds::resource::{
-    Cluster, Decoded, Endpoints, Inbound, Listener, ListenerKind, ResourceType, RouteAction, VirtualHost,
+    Cluster, Decoded, Egress, Endpoints, Inbound, Listener, ListenerKind, ResourceType, RouteAction, VirtualHost,
 };
 
 use super::{Host, LastUsed, Snapshot, VhostState};
@@ -51,6 +51,9 @@ pub struct Step {
 #[derive(Debug, Default)]
 pub struct Writer {
     inbound: Option<Arc<Inbound>>,
+    egress: Egress,
+    /// How many of the hosts are addresses.
+    addresses: usize,
     hosts: HashMap<Box<str>, HostState>,
     clusters: BTreeMap<Box<str>, Known<Cluster>>,
     endpoints: BTreeMap<Box<str>, Known<Endpoints>>,
@@ -102,12 +105,15 @@ impl Writer {
                 (None, Known::Missing) => self.settled.push((authority.into(), demand::Outcome::NotFound)),
                 (None, Known::Asked | Known::Here(_)) => (host.awaited, host.since) = (true, now),
             }
-        } else if self.hosts.len() >= demand::MAX_NAMES {
+        } else if self.hosts.len() >= demand::MAX_NAMES
+            || is_address(authority) && self.addresses >= demand::MAX_ADDRESSES
+        {
             self.settled.push((authority.into(), demand::Outcome::TooMany));
         } else {
             let (latest, used) = (Known::Asked, Arc::new(LastUsed::new(now)));
             let host = HostState { latest, live: None, index: Arc::default(), used, since: now, awaited: true };
             self.hosts.insert(authority.into(), host);
+            self.addresses += usize::from(is_address(authority));
             let name = format!("{VIRTUAL_HOST_PREFIX}{authority}").into();
             self.subscriptions.push(Subscription::Subscribe(ResourceType::VirtualHost, name));
         }
@@ -168,6 +174,7 @@ impl Writer {
         }
         for authority in dropped {
             self.hosts.remove(&authority);
+            self.addresses -= usize::from(is_address(&authority));
             let name = format!("{VIRTUAL_HOST_PREFIX}{authority}").into();
             self.subscriptions.push(Subscription::Unsubscribe(ResourceType::VirtualHost, name));
             self.settled.push((authority, demand::Outcome::Forgotten));
@@ -190,10 +197,11 @@ impl Writer {
     }
 
     fn set_listener(&mut self, listener: &Listener) {
-        if let ListenerKind::Inbound(inbound) = &listener.kind {
-            self.inbound = Some(Arc::new(inbound.clone()));
-            self.changed = true;
+        match &listener.kind {
+            ListenerKind::Inbound(inbound) => self.inbound = Some(Arc::new(inbound.clone())),
+            ListenerKind::Outbound(outbound) => self.egress = outbound.egress,
         }
+        self.changed = true;
     }
 
     fn set_host(&mut self, name: &str, latest: Known<VirtualHost>, now: Instant) {
@@ -267,6 +275,7 @@ impl Writer {
         Snapshot {
             revision: self.revision,
             inbound: self.inbound.clone(),
+            egress: self.egress,
             virtual_hosts: virtual_hosts.collect(),
             clusters: self.upstreams.iter().map(|(name, built)| (name.clone(), built.upstream.clone())).collect(),
         }
@@ -302,6 +311,11 @@ impl Writer {
         let built = Built { cluster: cluster.clone(), endpoints: endpoints.cloned(), upstream };
         self.upstreams.insert(name.into(), built);
     }
+}
+
+/// Whether an authority is an address, as [`demand::Demand::at`] asks for it.
+fn is_address(authority: &str) -> bool {
+    authority.parse::<std::net::SocketAddr>().is_ok()
 }
 
 /// The clusters that routes refer to.

@@ -313,6 +313,18 @@ fn names_are_bounded() {
 }
 
 #[test]
+fn addresses_leave_room_for_names() {
+    let mut world = World::new();
+    for index in 0..demand::MAX_ADDRESSES {
+        world.want(&format!("192.0.{}.{}:443", index / 256, index % 256));
+    }
+    world.want("[2001:db8::1]:443");
+    assert_eq!(world.settled, [("[2001:db8::1]:443".into(), Outcome::TooMany)]);
+    world.want("orders.default:80");
+    assert_eq!(world.subscribed.len(), demand::MAX_ADDRESSES + 1);
+}
+
+#[test]
 fn inbound_comes_and_goes() {
     let mut world = World::new();
     let port = InboundPort {

@@ -174,6 +174,11 @@ impl Pools {
         }
     }
 
+    /// Metric handles for connections out of the mesh.
+    pub fn external(&self) -> &Connections {
+        &self.upstream
+    }
+
     /// Connections that wait for a request.
     pub fn idle(&self) -> usize {
         self.hosts.borrow().values().flatten().map(|host| host.idle.borrow().len()).sum()

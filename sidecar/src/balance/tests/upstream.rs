@@ -449,3 +449,27 @@ fn many_threads_leave_nothing_behind() {
     assert_eq!(upstream.states().ready, 4);
     assert_eq!(upstream.breaker(), Some(Phase::Closed));
 }
+
+#[test]
+fn a_caller_that_has_chosen_gets_that_endpoint_or_none() {
+    let now = Instant::now();
+    let mut all = endpoints(&[1, 1, 1]);
+    all.endpoints[1].health = Health::Unhealthy;
+    let upstream = upstream(cluster(Balancer::RoundRobin), &all, now);
+    for number in 0..3 {
+        let picked = upstream.pick_only(address(number), now).unwrap();
+        assert_eq!(
+            (picked.endpoint.address(), picked.endpoint.in_flight()),
+            (address(number), 1),
+            "whatever its health"
+        );
+    }
+    assert!(matches!(upstream.pick_only(address(9), now), Err(PickError::NoEndpoints)));
+    // Its breaker holds all the same.
+    for _ in 0..5 {
+        upstream.pick_only(address(0), now).unwrap().finish(Outcome::Failed(Failure::Connect), now);
+    }
+    assert!(matches!(upstream.pick_only(address(0), now), Err(PickError::NoneReady)));
+    assert_eq!(upstream.endpoints()[0].in_flight(), 0);
+    assert!(upstream.pick_only(address(2), now).is_ok());
+}

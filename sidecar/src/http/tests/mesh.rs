@@ -101,8 +101,8 @@ impl Mesh {
         let registries = [Registry::new(), Registry::new()];
         let port = format!("80:{}", app.port());
         let [callee_sockets, caller_sockets] = [bind(), bind()];
-        let inbound = callee_sockets.inbound.local_addr().unwrap();
-        let outbound = caller_sockets.outbound.local_addr().unwrap();
+        let inbound = callee_sockets.inbound[0].local_addr().unwrap();
+        let outbound = caller_sockets.outbound[0].local_addr().unwrap();
         let local = caller_sockets.upstreams[0].0.local_addr().unwrap();
 
         let callee = data_path("orders", &["--port", &port], &ca, setup.bounds, &registries[1], vec![inbound]);
@@ -225,7 +225,7 @@ pub fn forward(route: &mut Route) -> &mut Forward {
 
 fn bind() -> Sockets {
     let one = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    Sockets { inbound: one(), outbound: one(), upstreams: vec![(one(), "orders.default:80".into())] }
+    Sockets { inbound: vec![one()], outbound: vec![one()], upstreams: vec![(one(), "orders.default:80".into())] }
 }
 
 /// An identity of the mesh.

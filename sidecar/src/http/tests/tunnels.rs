@@ -1,12 +1,15 @@
 //! Upgrades and CONNECT.
 
+use std::sync::Arc;
+
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
-use weft_xds::resource::Protocol;
+use weft_xds::resource::{Egress, Protocol};
 
 use super::mesh::{Mesh, OK, Setup, answering, app, ask, read_message, stage};
+use crate::snapshot::Snapshot;
 
 const UPGRADE: &str =
     "GET /chat HTTP/1.1\r\nHost: orders\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\n\r\n";
@@ -105,6 +108,28 @@ fn connect_to_a_service_carries_bytes_where_the_service_does() {
             stream.read_to_end(&mut rest).await.unwrap();
             assert_eq!(rest, b"QUIT");
         }
+    });
+}
+
+#[test]
+fn a_mesh_that_lets_nothing_out_says_so() {
+    stage(async {
+        let (app, _) = answering(&[OK]).await;
+        let mesh = Mesh::start(app, &Setup::default());
+        let before = mesh.caller.shared.snapshot.load_full();
+        let closed = Snapshot { egress: Egress::Registered, ..(*before).clone() };
+        mesh.caller.shared.snapshot.store(Arc::new(closed));
+        for request in [
+            "CONNECT 192.0.2.1:443 HTTP/1.1\r\nHost: 192.0.2.1:443\r\n\r\n",
+            "CONNECT api.example.com:443 HTTP/1.1\r\nHost: api.example.com:443\r\n\r\n",
+            "GET http://www.example.com/ HTTP/1.1\r\nHost: www.example.com\r\nConnection: close\r\n\r\n",
+        ] {
+            let answer = mesh.ask(request).await;
+            assert!(answer.starts_with("HTTP/1.1 403 ") && answer.contains("external_refused"), "{request}: {answer}");
+            assert!(answer.contains("not registered"), "{answer}");
+        }
+        let answer = mesh.ask("GET / HTTP/1.1\r\nHost: orders\r\nConnection: close\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     });
 }
 
