@@ -22,4 +22,5 @@ mod retries;
 mod rolling;
 mod scale;
 mod strict;
+mod transparent;
 mod wrapper;
