@@ -132,7 +132,9 @@ impl Source {
             self.append(resources).await;
         }
         self.health.count(&self.state);
-        self.judge();
+        if self.state.take_touched() {
+            self.judge();
+        }
         self.ready.store(true, Ordering::Relaxed);
     }
 

@@ -9,13 +9,13 @@ use std::{
 };
 
 use serde_json::Value;
-use weft_model::{Finding, Kind, Resource, ResourceKey};
+use weft_model::{EndpointSlice, Finding, Kind, Resource, ResourceKey};
 
 use super::{
     discovery::{Changes, Held},
     read::{Object, Reading, Subject},
 };
-use crate::index::ObjectKey;
+use crate::index::{ObjectKey, PodEntry};
 
 /// One watch: a kind, in one namespace or in all.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -98,7 +98,12 @@ pub struct State {
     objects: BTreeMap<ResourceKey, Known>,
     /// What the log and the tables hold, or will hold after this batch.
     held: BTreeMap<Subject, BTreeSet<ObjectKey>>,
+    /// As they were last heard of: a whole list repeats what is known.
+    pods: BTreeMap<ObjectKey, Arc<PodEntry>>,
+    slices: BTreeMap<ObjectKey, Arc<EndpointSlice>>,
     batch: Batch,
+    /// What statuses depend on has changed.
+    touched: bool,
     /// Nothing is known from before: the mesh begins with everything, or with nothing. A Service must not be there a
     /// moment before the AccessPolicy that guards it.
     holding: bool,
@@ -115,7 +120,16 @@ impl State {
         held.insert(Subject::Kind(Kind::EndpointSlice), discovered.slices);
         let holding = held.values().all(BTreeSet::is_empty);
         let scopes = scopes.into_iter().map(|scope| (scope, Progress::default())).collect();
-        Self { scopes, objects: BTreeMap::new(), held, batch: Batch::default(), holding }
+        Self {
+            scopes,
+            objects: BTreeMap::new(),
+            held,
+            pods: BTreeMap::new(),
+            slices: BTreeMap::new(),
+            batch: Batch::default(),
+            touched: false,
+            holding,
+        }
     }
 
     /// A watch said something.
@@ -144,6 +158,11 @@ impl State {
             self.holding = false;
         }
         Some(std::mem::take(&mut self.batch))
+    }
+
+    /// Whether statuses are to be looked at anew.
+    pub fn take_touched(&mut self) -> bool {
+        std::mem::take(&mut self.touched)
     }
 
     /// Whether every watch had a whole list once.
@@ -183,16 +202,25 @@ impl State {
         match (subject, reading) {
             (Subject::Pod, Reading::Pod(pod)) => {
                 before.insert(key.clone());
-                self.batch.discovery.pods.insert(key, Some(Arc::new(pod)));
+                if self.pods.get(&key).is_none_or(|before| **before != pod) {
+                    let pod = Arc::new(pod);
+                    self.pods.insert(key.clone(), pod.clone());
+                    self.batch.discovery.pods.insert(key, Some(pod));
+                }
             }
             (Subject::Kind(_), Reading::Resource(Resource::EndpointSlice(slice))) => {
-                // One that was there may name fewer addresses now.
-                self.batch.discovery.urgent |= !before.insert(key.clone());
+                let there = !before.insert(key.clone());
                 self.objects.remove(&resource_key(Kind::EndpointSlice, &key));
-                self.batch.discovery.slices.insert(key, Some(slice));
+                if self.slices.get(&key).is_none_or(|before| *before != slice) {
+                    // One that was there may name fewer addresses now.
+                    self.batch.discovery.urgent |= there;
+                    self.slices.insert(key.clone(), slice.clone());
+                    self.batch.discovery.slices.insert(key, Some(slice));
+                }
             }
             (Subject::Kind(kind), Reading::Resource(resource)) => {
                 before.insert(key.clone());
+                self.touched = true;
                 let key = resource_key(kind, &key);
                 self.objects.insert(key.clone(), known(Vec::new()));
                 self.batch.resources.insert(key, Some(resource));
@@ -202,6 +230,7 @@ impl State {
                 if self.objects.get(&key).is_none_or(|before| before.invalid != findings) {
                     tell(&key, &findings);
                 }
+                self.touched = true;
                 self.objects.insert(key, known(findings));
             }
             (Subject::Kind(kind), _) => {
@@ -215,14 +244,17 @@ impl State {
 
     fn drop(&mut self, subject: Subject, key: &ObjectKey) {
         let there = self.held.entry(subject).or_default().remove(key);
+        self.touched |= !matches!(subject, Subject::Pod | Subject::Kind(Kind::EndpointSlice));
         match subject {
             Subject::Pod => {
+                self.pods.remove(key);
                 if there {
                     self.batch.discovery.pods.insert(key.clone(), None);
                 }
             }
             Subject::Kind(Kind::EndpointSlice) => {
                 self.objects.remove(&resource_key(Kind::EndpointSlice, key));
+                self.slices.remove(key);
                 if there {
                     self.batch.discovery.slices.insert(key.clone(), None);
                     self.batch.discovery.urgent = true;
@@ -358,6 +390,28 @@ mod tests {
         assert_eq!(state.count(&scope(POLICY)), (1, 0));
         state.on(&scope(POLICY), Heard::Gone(ObjectKey::new("shop", "a")));
         assert_eq!(state.take().unwrap().resources[&key("a")], None);
+    }
+
+    #[test]
+    fn a_list_that_repeats_what_is_known_changes_nothing() {
+        let pod = |account: &str| {
+            let object = json!({
+                "metadata": { "name": "a", "namespace": "shop" },
+                "spec": { "serviceAccountName": account },
+                "status": { "phase": "Running", "podIPs": [{ "ip": "10.0.0.1" }] }
+            });
+            Heard::Set(Box::new(read(Subject::Pod, &object)))
+        };
+        let mut state = state(&[key("a")]);
+        list(&mut state, Subject::Pod, vec![pod("one")]);
+        assert_eq!(state.take().unwrap().discovery.pods.len(), 1);
+        list(&mut state, Subject::Pod, vec![pod("one")]);
+        assert!(state.take().unwrap().discovery.is_empty());
+        list(&mut state, Subject::Pod, vec![pod("two")]);
+        assert_eq!(state.take().unwrap().discovery.pods.len(), 1);
+        list(&mut state, Subject::Pod, vec![]);
+        assert_eq!(state.take().unwrap().discovery.pods.values().collect::<Vec<_>>(), [&None]);
+        assert!(!state.take_touched(), "no status depends on pods");
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod failures;
 mod hosts;
 mod identities;
 mod interop;
+mod kubernetes;
 mod observe;
 mod on_demand;
 mod protocols;
