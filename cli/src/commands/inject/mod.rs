@@ -3,6 +3,7 @@
 pub mod compose;
 mod docker;
 mod folder;
+pub mod kubernetes;
 
 use clap::Subcommand;
 
@@ -12,6 +13,7 @@ use crate::{credential::Connection, failure::Failure};
 #[derive(Subcommand)]
 pub enum Command {
     Compose(compose::Options),
+    Kubernetes(kubernetes::Options),
 }
 
 /// Runs one of them.
@@ -21,5 +23,6 @@ pub enum Command {
 pub fn run(connection: &Connection, command: Command) -> Result<(), Failure> {
     match command {
         Command::Compose(options) => compose::run(connection, options),
+        Command::Kubernetes(options) => kubernetes::run(&options),
     }
 }
