@@ -147,7 +147,7 @@ async fn connection(worker: &Rc<Worker>, tcp: TcpStream, peer: SocketAddr, entra
         (Entrance::Inbound, Some(meant)) => {
             Box::pin(inbound::redirected(worker, tcp, peer, meant.port(), refuse, head_by)).await;
         }
-        (Entrance::Outbound, Some(meant)) if !outbound::is_itself(worker, meant, peer) => {
+        (Entrance::Outbound, Some(meant)) if !outbound::is_itself(&tcp, meant, peer) => {
             Box::pin(outbound::redirected(worker, tcp, peer, meant, refuse)).await;
         }
         (Entrance::Outbound, _) => {

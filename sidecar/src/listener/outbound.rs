@@ -31,8 +31,8 @@ enum Meant {
 
 /// Whether the application meant the sidecar's own outbound port, under an address of this machine's that is not loopback:
 /// the source of such a connection is that address, too.
-pub(super) fn is_itself(worker: &Worker, meant: SocketAddr, peer: SocketAddr) -> bool {
-    meant.port() == worker.path.shared.settings.outbound.port() && meant.ip() == peer.ip().to_canonical()
+pub(super) fn is_itself(tcp: &TcpStream, meant: SocketAddr, peer: SocketAddr) -> bool {
+    meant.ip() == peer.ip().to_canonical() && tcp.local_addr().is_ok_and(|own| own.port() == meant.port())
 }
 
 /// A connection that rules have redirected. Where the application meant it to go decides, whatever is said on it.
@@ -137,8 +137,12 @@ pub async fn serve_fixed(conn: &Rc<Conn>, io: Io) {
     let protocol = match tcp::service_cluster(conn, authority).await {
         Ok(goal) => goal.upstream.cluster().protocol,
         Err(failed) => {
-            // A caller that speaks HTTP is told in HTTP.
-            let sniffed = sniff(io, head_by).await;
+            // A caller that speaks HTTP is told in HTTP. One that waits for the server to speak must not wait for long.
+            let by = match conn.origin {
+                Origin::Original(_) => Instant::now() + conn.worker.path.bounds.detection,
+                _ => head_by,
+            };
+            let sniffed = sniff(io, by).await;
             if sniffed.is_http() {
                 return http_or_refuse(conn, sniffed, head_by).await;
             }

@@ -180,11 +180,15 @@ async fn telling(host: &Host, port: u16) -> Result<App> {
     })
 }
 
-/// A server that speaks first, and then sends back what it gets, until `bye`.
+/// A server that speaks first, and then sends back what it gets.
 async fn greeting(host: &Host, port: u16) -> Result<App> {
-    App::raw_on(listen(host, port).await?, |mut stream| async move {
+    saying(host, port, GREETING).await
+}
+
+async fn saying(host: &Host, port: u16, first: &'static [u8]) -> Result<App> {
+    App::raw_on(listen(host, port).await?, move |mut stream| async move {
         let mut buffer = [0; 64];
-        let Ok(()) = stream.write_all(GREETING).await else { return };
+        let Ok(()) = stream.write_all(first).await else { return };
         while let Ok(read @ 1..) = stream.read(&mut buffer).await {
             let Ok(()) = stream.write_all(&buffer[..read]).await else { return };
         }
