@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use weft_inject::kubernetes::{Mode, Options, Output, Problem, What, inject, remove};
+use weft_inject::kubernetes::{Mode, Options, Output, Problem, What, annotations, inject, remove};
 
 fn options() -> Options {
     Options {
@@ -212,4 +212,14 @@ fn several_files_are_one_input() {
         inject(&[("a.yaml", rest.as_bytes()), ("b.yaml", service.as_bytes())], &options()).expect("both are fine");
     assert!(output.text.contains("http=80:8080/http,stats=9000:9000/tcp\n"), "{}", output.text);
     assert_eq!(meaning(&output.text).len(), 2);
+}
+
+#[test]
+fn the_page_names_every_annotation() {
+    let page = include_str!("../../../docs/kubernetes.md");
+    let names = annotations::OWN.iter().map(|(name, _)| *name);
+    let all = names.chain(annotations::RULES.iter().copied()).chain(annotations::SETTINGS.iter().map(|one| one.name));
+    for name in all {
+        assert!(page.contains(&format!("`weft.mesh/{name}`")), "docs/kubernetes.md says nothing of weft.mesh/{name}");
+    }
 }

@@ -1,8 +1,9 @@
 //! Every command that the documents show is run, in order, as a reader would type it.
 //!
 //! A `sh` block has a comment before it that says how: `<!-- run -->`, `<!-- run: background until: COMMAND -->` (it goes
-//! on running, and what follows waits until COMMAND succeeds), or `<!-- not run: REASON -->`. A block after
-//! `<!-- file: NAME -->` is written to that file.
+//! on running, and what follows waits until COMMAND succeeds), `<!-- run: with kustomize -->` (left out, and said so, where
+//! there is none), or `<!-- not run: REASON -->`. A block after `<!-- file: NAME -->` is written to that file. The
+//! repository's `deploy` is there.
 
 use std::{
     path::{Path, PathBuf},
@@ -26,6 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Debug, PartialEq)]
 enum Order {
     Run,
+    WithKustomize,
     Background { until: String },
     NotRun,
     File(String),
@@ -59,6 +61,8 @@ async fn every_command_of_the_documents_works() -> Result<()> {
 /// Plays the blocks of one document in a folder of their own; how many were run.
 async fn play(blocks: &[Block]) -> Result<usize> {
     let folder = tempfile::tempdir()?;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("tests/ lies in the workspace")?;
+    std::os::unix::fs::symlink(root.join("deploy"), folder.path().join("deploy"))?;
     let mut background = Vec::new();
     let mut ran = 0;
     for block in blocks {
@@ -67,6 +71,17 @@ async fn play(blocks: &[Block]) -> Result<usize> {
             Order::NotRun => continue,
             Order::File(name) => std::fs::write(folder.path().join(name), &block.text)?,
             Order::Run => finished(folder.path(), &block.text).await.with_context(place)?,
+            Order::WithKustomize => match kustomize() {
+                Some(command) => {
+                    // It may go by another name than in the documents.
+                    let text = block.text.replace("kubectl kustomize", &command);
+                    finished(folder.path(), &text).await.with_context(place)?;
+                }
+                None => {
+                    eprintln!("left out, for there is no kustomize: {}", place());
+                    continue;
+                }
+            },
             Order::Background { until } => {
                 let mut command = shell(folder.path(), &block.text)?;
                 background.push(Group(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?));
@@ -78,6 +93,15 @@ async fn play(blocks: &[Block]) -> Result<usize> {
         ran += usize::from(!matches!(block.order, Order::File(_)));
     }
     Ok(ran)
+}
+
+/// How kustomize is called here.
+fn kustomize() -> Option<String> {
+    if let Ok(command) = std::env::var("WEFT_KUSTOMIZE") {
+        return Some(command);
+    }
+    let found = std::process::Command::new("kubectl").args(["kustomize", "--help"]).output();
+    found.is_ok_and(|output| output.status.success()).then(|| "kubectl kustomize".to_owned())
 }
 
 async fn finished(folder: &Path, text: &str) -> Result<()> {
@@ -144,6 +168,7 @@ fn read_order(comment: &str) -> Option<Order> {
     }
     match comment {
         "run" => Some(Order::Run),
+        "run: with kustomize" => Some(Order::WithKustomize),
         _ if comment.starts_with("not run: ") => Some(Order::NotRun),
         _ => None,
     }
