@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, builder::BoolishValueParser};
 use weft_identity::TrustDomain;
 use weft_telemetry::log;
 
@@ -94,7 +94,7 @@ pub struct Settings {
     /// Take configuration and discovery from Kubernetes: Services, EndpointSlices, Pods, HTTPRoutes, GRPCRoutes and
     /// Weft's own kinds. The API server then owns them: change them with kubectl; `weft apply` is refused. Sidecars may
     /// join with a service-account token.
-    #[arg(long, env = "WEFT_KUBERNETES")]
+    #[arg(long, env = "WEFT_KUBERNETES", value_parser = BoolishValueParser::new())]
     pub kubernetes: bool,
 
     /// How to reach the API server. Default: as a pod does, by its service account.
@@ -186,5 +186,19 @@ mod tests {
         let error = Settings::try_parse_from(["weft-control-plane", "--lease", "1ms"]).unwrap_err().to_string();
         assert!(error.contains("between 300ms and 1h"), "{error}");
         assert!(Settings::try_parse_from(["weft-control-plane", "--ca-cert", "x"]).is_err(), "needs the key");
+        let both = Settings::try_parse_from(["weft-control-plane", "--kubernetes", "--config", "x"]);
+        assert!(both.is_err(), "the API server owns the configuration");
+    }
+
+    #[test]
+    fn the_cluster() {
+        let cluster = |args: &[&str]| {
+            let args = std::iter::once("weft-control-plane").chain(args.iter().copied());
+            Settings::try_parse_from(args).map(|settings| settings.cluster())
+        };
+        assert!(cluster(&[]).unwrap().is_none());
+        let given = cluster(&["--kubernetes", "--kubernetes-namespaces", "shop,bar"]).unwrap().unwrap();
+        assert_eq!((given.namespaces.as_slice(), &*given.audience), (["shop".into(), "bar".into()].as_slice(), "weft"));
+        assert!(cluster(&["--kubeconfig", "x"]).is_err(), "of what cluster?");
     }
 }

@@ -1,5 +1,5 @@
-//! An API server of Kubernetes that repeats a recorded conversation: lists and watches from a fixture, over real HTTP, and
-//! it writes down what it is told. It can forget history (410 Gone), cut connections, go away and come back.
+//! An API server of Kubernetes that repeats a recorded conversation: lists and watches from a fixture, over HTTPS, and it
+//! writes down what it is told. It can forget history (410 Gone), cut connections, go away and come back.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,6 +7,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -18,7 +19,13 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
+use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::UnboundedReceiverStream;
+use weft_identity::{
+    TrustDomain,
+    ca::Authority,
+    tls::{self, ClientAuth},
+};
 
 type Body = BoxBody<Bytes, Infallible>;
 
@@ -40,6 +47,9 @@ pub struct ApiServer {
     /// Where it listens, also while it is away.
     pub address: SocketAddr,
     state: Arc<Mutex<State>>,
+    tls: Arc<rustls::ServerConfig>,
+    /// What signed its certificate, PEM.
+    ca: String,
     serving: Option<JoinSet<()>>,
 }
 
@@ -52,11 +62,12 @@ struct State {
     steps: BTreeMap<String, Vec<Value>>,
     /// Version of the newest change.
     version: u64,
-    /// Changes that a watch may still ask for: version, collection, event.
-    history: Vec<(u64, String, String)>,
+    /// Changes that a watch may still ask for: version, collection, namespace, event.
+    history: Vec<(u64, String, String, String)>,
     /// Watches from before this version are told 410.
     oldest: u64,
-    watches: Vec<(String, mpsc::UnboundedSender<Bytes>)>,
+    /// Collection, namespace (none: all), and where its lines go.
+    watches: Vec<(String, Option<String>, mpsc::UnboundedSender<Bytes>)>,
     told: Vec<Told>,
     /// Collections that the service account may not look at.
     forbidden: BTreeSet<String>,
@@ -104,8 +115,16 @@ impl ApiServer {
         for (name, events) in fixture["steps"].as_object().context("steps")? {
             state.steps.insert(name.clone(), events.as_array().context("a step is a list of events")?.clone());
         }
-        let mut server =
-            Self { address: SocketAddr::from(([127, 0, 0, 1], 0)), state: Arc::new(Mutex::new(state)), serving: None };
+        let now = std::time::SystemTime::now();
+        let authority = Authority::create(TrustDomain::parse("cluster.local")?, now)?;
+        let svid = authority.control_plane_svid(&["127.0.0.1"], Duration::from_secs(3600), now)?;
+        let mut server = Self {
+            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            state: Arc::new(Mutex::new(state)),
+            tls: tls::server_config(&svid, &authority.bundle(), ClientAuth::Optional, &[b"http/1.1"])?,
+            ca: authority.bundle().to_pem(),
+            serving: None,
+        };
         server.come_back().await?;
         Ok(server)
     }
@@ -121,7 +140,7 @@ impl ApiServer {
         let listener = socket.listen(256)?;
         self.address = listener.local_addr()?;
         let mut serving = JoinSet::new();
-        serving.spawn(serve(listener, self.state.clone()));
+        serving.spawn(serve(listener, TlsAcceptor::from(self.tls.clone()), self.state.clone()));
         self.serving = Some(serving);
         Ok(())
     }
@@ -146,7 +165,7 @@ impl ApiServer {
         state.oldest = state.version;
         state.history.clear();
         let gone = format!("{}\n", json!({ "type": "ERROR", "object": gone() }));
-        for (_, watch) in std::mem::take(&mut state.watches) {
+        for (_, _, watch) in std::mem::take(&mut state.watches) {
             let _ = watch.send(Bytes::from(gone.clone()));
         }
     }
@@ -189,7 +208,7 @@ impl ApiServer {
     /// How many watches there are now.
     pub fn watches(&self) -> usize {
         let mut state = self.state.lock();
-        state.watches.retain(|(_, watch)| !watch.is_closed());
+        state.watches.retain(|(_, _, watch)| !watch.is_closed());
         state.watches.len()
     }
 
@@ -213,12 +232,15 @@ impl ApiServer {
     /// # Errors
     /// When it cannot be written.
     pub fn kubeconfig(&self, folder: &Path) -> Result<PathBuf> {
-        let path = folder.join("kubeconfig.yaml");
+        let (path, ca) = (folder.join("kubeconfig.yaml"), folder.join("cluster-ca.pem"));
+        std::fs::write(&ca, &self.ca)?;
         let config = json!({
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": "test",
-            "clusters": [{ "name": "test", "cluster": { "server": format!("http://{}", self.address) } }],
+            "clusters": [{ "name": "test", "cluster": {
+                "server": format!("https://{}", self.address), "certificate-authority": "cluster-ca.pem"
+            } }],
             "users": [{ "name": "test", "user": { "token": OPERATOR } }],
             "contexts": [
                 { "name": "test", "context": { "cluster": "test", "user": "test", "namespace": "weft-system" } }
@@ -248,19 +270,22 @@ impl State {
             }
         }
         let line = format!("{}\n", json!({ "type": kind, "object": object }));
-        self.history.push((self.version, path.to_owned(), line.clone()));
-        self.watches.retain(|(_, watch)| !watch.is_closed());
-        for (_, watch) in self.watches.iter().filter(|(watched, _)| watched == path) {
+        let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default().to_owned();
+        self.history.push((self.version, path.to_owned(), namespace.clone(), line.clone()));
+        self.watches.retain(|(_, _, watch)| !watch.is_closed());
+        let hears = |on: &str, of: &Option<String>| on == path && of.as_ref().is_none_or(|of| *of == namespace);
+        for (_, _, watch) in self.watches.iter().filter(|(on, of, _)| hears(on, of)) {
             let _ = watch.send(Bytes::from(line.clone()));
         }
     }
 
-    fn watch(&mut self, path: &str, from: u64) -> Response<Body> {
+    fn watch(&mut self, path: &str, namespace: Option<&str>, from: u64) -> Response<Body> {
         let (sender, receiver) = mpsc::unbounded_channel();
         if from < self.oldest {
             let _ = sender.send(Bytes::from(format!("{}\n", json!({ "type": "ERROR", "object": gone() }))));
         } else {
-            for (_, _, line) in self.history.iter().filter(|(version, on, _)| *version > from && on == path) {
+            let hears = |on: &str, of: &str| on == path && namespace.is_none_or(|namespace| namespace == of);
+            for (_, _, _, line) in self.history.iter().filter(|(version, on, of, _)| *version > from && hears(on, of)) {
                 let _ = sender.send(Bytes::from(line.clone()));
             }
             let collection = &self.collections[path];
@@ -273,16 +298,17 @@ impl State {
                 },
             });
             let _ = sender.send(Bytes::from(format!("{bookmark}\n")));
-            self.watches.push((path.to_owned(), sender));
+            self.watches.push((path.to_owned(), namespace.map(str::to_owned), sender));
         }
         let stream = tokio_stream::StreamExt::map(UnboundedReceiverStream::new(receiver), |line| Ok(Frame::data(line)));
         Response::new(BodyExt::boxed(StreamBody::new(stream)))
     }
 
-    fn list(&mut self, path: &str) -> Response<Body> {
+    fn list(&mut self, path: &str, namespace: Option<&str>) -> Response<Body> {
         *self.lists.entry(path.to_owned()).or_default() += 1;
         let collection = &self.collections[path];
-        let items: Vec<&Value> = collection.objects.values().collect();
+        let of = |object: &&Value| namespace.is_none_or(|namespace| object["metadata"]["namespace"] == namespace);
+        let items: Vec<&Value> = collection.objects.values().filter(of).collect();
         json_answer(
             StatusCode::OK,
             &json!({
@@ -311,11 +337,12 @@ impl State {
     }
 }
 
-async fn serve(listener: TcpListener, state: Arc<Mutex<State>>) {
+async fn serve(listener: TcpListener, tls: TlsAcceptor, state: Arc<Mutex<State>>) {
     let mut connections = JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
-        let state = state.clone();
+        let (state, tls) = (state.clone(), tls.clone());
         connections.spawn(async move {
+            let Ok(stream) = tls.accept(stream).await else { return };
             let service = service_fn(move |request| {
                 let state = state.clone();
                 async move { Ok::<_, Infallible>(answer(request, &state).await) }
@@ -336,7 +363,8 @@ async fn answer(request: Request<Incoming>, state: &Mutex<State>) -> Response<Bo
     let (path, query) = (head.uri.path().to_owned(), head.uri.query().unwrap_or_default().to_owned());
     let mut state = state.lock();
     if head.method == Method::GET {
-        let collection = cluster_wide(&path);
+        let (collection, key) = split(&format!("{path}/any"));
+        let namespace = key.split_once('/').map(|(namespace, _)| namespace.to_owned()).filter(|name| !name.is_empty());
         if state.forbidden.contains(&collection) {
             return failure(StatusCode::FORBIDDEN, "is forbidden: User \"weft\" cannot list resource");
         }
@@ -347,9 +375,9 @@ async fn answer(request: Request<Incoming>, state: &Mutex<State>) -> Response<Bo
         return match parameter("watch") {
             Some("true" | "1") => {
                 let from = parameter("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
-                state.watch(&collection, from)
+                state.watch(&collection, namespace.as_deref(), from)
             }
-            _ => state.list(&collection),
+            _ => state.list(&collection, namespace.as_deref()),
         };
     }
     let body: Value = serde_json::from_slice(&bytes).unwrap_or_default();
@@ -377,10 +405,6 @@ fn split(path: &str) -> (String, String) {
         Some((root, (namespace, plural))) => (format!("{root}/{plural}"), format!("{namespace}/{name}")),
         None => (collection.to_owned(), format!("/{name}")),
     }
-}
-
-fn cluster_wide(path: &str) -> String {
-    split(&format!("{path}/any")).0
 }
 
 fn name_of(object: &Value) -> String {

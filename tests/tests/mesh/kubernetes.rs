@@ -30,10 +30,14 @@ impl InCluster {
     }
 
     async fn over(api: ApiServer) -> Result<Self> {
+        Self::with(api, &[]).await
+    }
+
+    async fn with(api: ApiServer, further: &[&str]) -> Result<Self> {
         let mounts = tempfile::tempdir()?;
         let kubeconfig = api.kubeconfig(mounts.path())?;
         let flags = ["--kubernetes", "--kubeconfig", kubeconfig.to_str().context("a path of UTF-8")?];
-        let mesh = Mesh::start_with(&flags).await?;
+        let mesh = Mesh::start_with(&[&flags, further].concat()).await?;
         Ok(Self { mesh, api, mounts })
     }
 
@@ -323,6 +327,12 @@ async fn kinds_that_are_missing_or_forbidden_are_told_and_looked_for_again() -> 
         state("GRPCRoute").await.filter(|watch| watch.state == "NOT_INSTALLED")
     })
     .await?;
+    let shown = std::process::Command::new(weft_tests::mesh::program()?)
+        .args(["status", "--credential"])
+        .arg(cluster.mesh.control_plane.credential())
+        .output()?;
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(shown.contains("NOT_INSTALLED") && shown.contains("AccessPolicy: is forbidden"), "{shown}");
     // Without the access policies there is no mesh: it must not begin open.
     let status = cluster.mesh.control_plane.status().await?;
     assert_eq!(status.revision, 0, "{status:?}");
@@ -334,6 +344,28 @@ async fn kinds_that_are_missing_or_forbidden_are_told_and_looked_for_again() -> 
     wait_for("the route", Duration::from_secs(60), async || cluster.stored("GRPCRoute", "ledger").await.ok()).await?;
     assert_eq!(cluster.page("/readyz").await?.0, StatusCode::OK);
     assert_eq!(cluster.api.lists(SERVICES), 1, "one list is enough");
+    Ok(())
+}
+
+#[tokio::test]
+async fn only_the_namespaces_that_are_named_are_looked_at() -> Result<()> {
+    let api = ApiServer::start("shop.json", &[("LEGACY_PORT", "1".to_owned())]).await?;
+    let cluster = InCluster::with(api, &["--kubernetes-namespaces", "bar,baz"]).await?;
+    wait_for("the lists", PATIENCE, async || (cluster.page("/readyz").await.ok()?.0 == StatusCode::OK).then_some(()))
+        .await?;
+    assert!(cluster.stored("Service", "orders").await.is_err());
+    let status = cluster.mesh.control_plane.status().await?;
+    let services: Vec<_> = status.watches.iter().filter(|watch| watch.kind == "Service").collect();
+    assert_eq!(services.iter().map(|watch| &*watch.namespace).collect::<Vec<_>>(), ["bar", "baz"]);
+    assert!(services.iter().all(|watch| watch.objects == 0), "{services:?}");
+    // Nor may its accounts join.
+    let map = "/api/v1/namespaces/weft-system/configmaps/weft-root";
+    let told = wait_for("its own ConfigMap", PATIENCE, async || cluster.api.told(map).pop()).await?;
+    let root = told.body["data"]["ca.pem"].as_str().context("ca.pem")?;
+    let error = issue(&cluster.mesh, cluster.mounts.path(), root, &cluster.token("orders")).await;
+    let error = format!("{:#}", error.expect_err("of another namespace"));
+    assert!(error.contains("namespace shop is not one of --kubernetes-namespaces"), "{error}");
+    assert_eq!(cluster.api.told("/namespaces/shop/configmaps/weft-root").len(), 0);
     Ok(())
 }
 
