@@ -128,3 +128,54 @@ fn group(subject: Subject) -> &'static str {
 
 /// Texts may differ in a number; the set must not grow for ever.
 const MAX_TOLD: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde::Deserialize;
+    use serde_json::Value;
+    use weft_model::Kind;
+
+    use super::*;
+    use crate::kubernetes::root::ROOT_CONFIG_MAP;
+
+    /// `group/resource names: verbs` of every rule of the role.
+    fn granted(role: &Value) -> BTreeSet<String> {
+        let words = |value: &Value| -> Vec<String> {
+            value.as_array().into_iter().flatten().filter_map(|word| word.as_str().map(str::to_owned)).collect()
+        };
+        let mut all = BTreeSet::new();
+        for rule in role["rules"].as_array().expect("rules") {
+            let (group, names) = (words(&rule["apiGroups"]).join(","), words(&rule["resourceNames"]).join(","));
+            for resource in words(&rule["resources"]) {
+                all.insert(format!("{group}/{resource} {names}: {}", words(&rule["verbs"]).join(" ")));
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn the_role_of_the_manifests_has_what_is_asked_for_and_nothing_more() {
+        let text = include_str!("../../../deploy/kubernetes/base/account.yaml");
+        let documents = serde_yaml::Deserializer::from_str(text).map(|one| Value::deserialize(one).expect("YAML"));
+        let roles: Vec<Value> = documents.filter(|document| document["kind"] == "ClusterRole").collect();
+        let mut wanted = BTreeSet::from([
+            "authentication.k8s.io/tokenreviews : create".to_owned(),
+            // A server-side apply creates what is not there.
+            "/configmaps : create".to_owned(),
+            format!("/configmaps {ROOT_CONFIG_MAP}: patch"),
+        ]);
+        for subject in Subject::ALL {
+            let resource = format!("{}/{}", group(subject), subject.plural());
+            wanted.insert(format!("{resource} : list watch"));
+            match subject {
+                Subject::Pod | Subject::Kind(Kind::Service | Kind::EndpointSlice) => {}
+                Subject::Kind(_) => {
+                    wanted.insert(format!("{resource}/status : patch"));
+                }
+            }
+        }
+        assert_eq!(roles.iter().map(granted).collect::<Vec<_>>(), [wanted]);
+    }
+}
