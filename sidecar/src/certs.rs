@@ -22,6 +22,7 @@ use weft_identity::{
 use weft_proto::weft::v1::{IssueRequest, IssueResponse, certificate_service_client::CertificateServiceClient};
 
 use crate::{
+    mark,
     reconnect::explain,
     settings::SettingsError,
     shared::{Alpn, Shared, TlsMaterial},
@@ -181,7 +182,7 @@ impl Certs {
         let (Some(svid), Some(bundle)) = (&state.svid, &state.bundle) else { return Err(CertsError::NoProof) };
         let expected = SpiffeId::control_plane(&self.shared.settings.trust_domain);
         let tls = tls::client_config_expecting(Some(svid), bundle, expected, &[b"h2"])?;
-        let channel = weft_proto::connect::channel(&self.shared.settings.control_plane, tls)?;
+        let channel = weft_proto::connect::channel_prepared(&self.shared.settings.control_plane, tls, mark::prepare)?;
         state.channel = Some(channel.clone());
         Ok(channel)
     }

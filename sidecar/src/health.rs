@@ -2,9 +2,12 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use tokio::{net::TcpStream, sync::watch, time::timeout};
+use tokio::{sync::watch, time::timeout};
 
-use crate::settings::{HealthCheck, Settings};
+use crate::{
+    mark,
+    settings::{HealthCheck, Settings},
+};
 
 /// Between two checks.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -75,7 +78,7 @@ pub fn target(settings: &Settings) -> Option<SocketAddr> {
 pub async fn run(target: SocketAddr, health: watch::Sender<Health>) {
     let (mut judge, mut period) = (Judge::default(), STARTING);
     loop {
-        let check = match timeout(CONNECT, TcpStream::connect(target)).await {
+        let check = match timeout(CONNECT, mark::connect(target)).await {
             Ok(Ok(_accepted)) => Check::Accepted,
             Ok(Err(_refused)) => Check::Refused,
             Err(_late) => Check::Slow,

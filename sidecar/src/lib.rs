@@ -13,7 +13,7 @@ use std::{ffi::OsString, process::ExitCode};
 
 use clap::Parser;
 
-use crate::settings::{Cli, Command, Flags, JOIN_TOKEN, Launch, Settings};
+use crate::settings::{Cli, Command, Flags, Init, InitFlags, JOIN_TOKEN, Launch, Redirect, Settings};
 
 pub mod admin;
 pub mod alarm;
@@ -32,11 +32,13 @@ pub mod install;
 pub mod io;
 pub mod lend;
 pub mod listener;
+pub mod mark;
 pub mod metrics;
 pub mod policy;
 pub mod reason;
 pub mod reconnect;
 pub mod record;
+pub mod redirect;
 pub mod registration;
 pub mod route;
 pub mod settings;
@@ -61,7 +63,7 @@ const USAGE: u8 = 2;
 
 /// Runs `weft-sidecar` with a command line, the program's name first, and returns its exit status.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
+    let mut cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
             if error.print().is_err() {
@@ -80,22 +82,33 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             Err(error) => complain(&error, FAILED),
         };
     }
+    if let Some(Command::Init(init)) = cli.command {
+        return init_rules(&cli.flags, init);
+    }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let launch = match cli.command {
+        Some(Command::Run(launch)) => Some(Launch::new(&mut cli.flags, launch, nix::unistd::geteuid().as_raw())),
+        Some(Command::Serve | Command::Init(_) | Command::Install { .. } | Command::Wait { .. }) | None => None,
+    };
+    let launch = match launch.transpose() {
+        Ok(launch) => launch,
+        Err(error) => return complain(&error, USAGE),
+    };
     let settings = match Settings::new(cli.flags, std::env::var(JOIN_TOKEN).ok(), cores) {
         Ok(settings) => settings,
         Err(error) => return complain(&error, USAGE),
-    };
-    let launch = match cli.command {
-        Some(Command::Run(flags)) => match Launch::new(flags) {
-            Ok(launch) => Some(launch),
-            Err(error) => return complain(&error, USAGE),
-        },
-        Some(Command::Serve | Command::Install { .. } | Command::Wait { .. }) | None => None,
     };
     let log = match weft_telemetry::log::init(&settings.log, settings.log_format) {
         Ok(log) => log,
         Err(error) => return complain(&error, USAGE),
     };
+    mark::init(&settings.transparent);
+    if let Some(Redirect { plan, setter }) = launch.as_ref().and_then(|launch| launch.redirect.as_ref()) {
+        match setter.apply(plan) {
+            Ok(by) => tracing::info!(by, "{plan}"),
+            Err(error) => return complain(&error, FAILED),
+        }
+    }
     start::run(settings, launch, log).unwrap_or_else(|error| complain(&error, FAILED))
 }
 
@@ -107,6 +120,25 @@ fn wait_until_ready(flags: &Flags, timeout: &str) -> ExitCode {
     };
     match wait::until_ready(metrics, patience) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) => complain(&error, FAILED),
+    }
+}
+
+fn init_rules(flags: &Flags, init: InitFlags) -> ExitCode {
+    let init = match Init::new(flags, init) {
+        Ok(init) => init,
+        Err(error) => return complain(&error, USAGE),
+    };
+    let done = match init {
+        Init::Print(Redirect { plan, setter }) => setter.dry_run(&plan),
+        Init::Apply(Redirect { plan, setter }) => setter.apply(&plan).map(|by| format!("{plan}, by {by}\n")),
+        Init::Remove(setter) => setter.remove().map(|()| "no connections are redirected\n".to_owned()),
+    };
+    match done {
+        Ok(text) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
         Err(error) => complain(&error, FAILED),
     }
 }

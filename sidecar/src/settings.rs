@@ -6,6 +6,7 @@
 mod cli;
 mod launch;
 mod parse;
+mod redirect;
 mod transparent;
 
 use std::{
@@ -29,6 +30,7 @@ use self::parse::{
 pub use self::{
     cli::{Cli, Command},
     launch::{AppUser, Launch, LaunchFlags},
+    redirect::{Init, InitFlags, Redirect, RedirectFlags},
     transparent::{MARK, Probe, ProbeKind, Transparent, TransparentFlags},
 };
 

@@ -41,7 +41,7 @@ use crate::{
     shared::{Shared, Sockets},
     sockets::{self, Addresses, BindError, Bound},
     worker::DataPath,
-    wrapper::{self, Application},
+    wrapper::{self, Application, Privileges},
     xds::Xds,
 };
 
@@ -251,7 +251,7 @@ struct Life {
 impl Life {
     /// The exit status.
     async fn run(mut self, launch: Option<Launch>) -> u8 {
-        let Some(Launch { command, user, .. }) = launch else {
+        let Some(Launch { command, user, redirect }) = launch else {
             self.until_asked(None).await;
             let shared = self.shared.clone();
             self.drain(async move {
@@ -269,11 +269,15 @@ impl Life {
                 return ASKED_BEFORE_START;
             }
         }
+        // What it was given for the rules is no business of the application's.
+        let privileges =
+            if user.is_some() || redirect.is_some() { Privileges::WithoutNetwork } else { Privileges::Own };
         let upstreams: Vec<_> =
             self.addresses.upstreams.iter().map(|(_, authority, address)| (authority.clone(), *address)).collect();
         let no_proxy = std::env::var_os("NO_PROXY").or_else(|| std::env::var_os("no_proxy"));
         let environment = wrapper::environment(self.addresses.outbound, &upstreams, no_proxy.as_deref());
-        let application = match Application::start(&command, user, &environment, std::process::id() == 1) {
+        let started = Application::start(&command, user, privileges, &environment, std::process::id() == 1);
+        let application = match started {
             Ok(application) => application,
             Err(error) => {
                 tracing::error!(command = %command[0].display(), %error, "the application could not be started");

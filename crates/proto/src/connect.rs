@@ -10,7 +10,7 @@ use std::time::Duration;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint, Uri};
 
@@ -22,6 +22,17 @@ use tonic::transport::{Channel, Endpoint, Uri};
 /// # Errors
 /// [`AddressError`] when `addr` is not of that form.
 pub fn channel(addr: &str, tls: Arc<ClientConfig>) -> Result<Channel, AddressError> {
+    channel_prepared(addr, tls, |_| Ok(()))
+}
+
+/// A socket that is about to connect can be prepared.
+pub type Prepare = fn(&TcpSocket) -> io::Result<()>;
+
+/// The same over sockets that are prepared before they connect.
+///
+/// # Errors
+/// As [`channel`].
+pub fn channel_prepared(addr: &str, tls: Arc<ClientConfig>, prepare: Prepare) -> Result<Channel, AddressError> {
     let valid = addr.rsplit_once(':').is_some_and(|(host, port)| {
         let bracketed = host.starts_with('[') && host.ends_with(']');
         !host.is_empty() && (bracketed || !host.contains(':')) && port.parse::<u16>().is_ok_and(|port| port > 0)
@@ -35,7 +46,7 @@ pub fn channel(addr: &str, tls: Arc<ClientConfig>) -> Result<Channel, AddressErr
     let dial = move |_: Uri| {
         let (connector, addr) = (connector.clone(), addr.clone());
         async move {
-            let stream = TcpStream::connect(&*addr).await?;
+            let stream = connect(&addr, prepare).await?;
             stream.set_nodelay(true)?;
             let name = ServerName::try_from(SERVER_NAME).expect("a constant DNS name");
             Ok::<_, io::Error>(TokioIo::new(connector.connect(name, stream).await?))
@@ -49,6 +60,20 @@ pub fn channel(addr: &str, tls: Arc<ClientConfig>) -> Result<Channel, AddressErr
         .keep_alive_timeout(KEEP_ALIVE)
         .keep_alive_while_idle(true);
     Ok(endpoint.connect_with_connector_lazy(tower::service_fn(dial)))
+}
+
+/// Tries each address of a name, as `TcpStream::connect` does.
+async fn connect(addr: &str, prepare: Prepare) -> io::Result<TcpStream> {
+    let mut failure = io::Error::new(io::ErrorKind::NotFound, format!("{addr} has no address"));
+    for address in tokio::net::lookup_host(addr).await? {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        prepare(&socket)?;
+        match socket.connect(address).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
 }
 
 /// The address is not `HOST:PORT`.

@@ -4,7 +4,10 @@ use weft_identity::{JoinToken, PrivateKey, SpiffeId, TrustBundle, tls};
 use weft_proto::weft::v1::{IssueRequest, IssueResponse};
 
 use super::{CertsError, issue};
-use crate::settings::{Settings, TokenSource};
+use crate::{
+    mark,
+    settings::{Settings, TokenSource},
+};
 
 /// Asks for a certificate with whatever `source` holds by now.
 pub(super) async fn join(
@@ -25,7 +28,7 @@ pub(super) async fn join(
             tls::client_config_expecting(None, &roots, expected, &[b"h2"])?
         }
     };
-    let channel = weft_proto::connect::channel(&settings.control_plane, tls)?;
+    let channel = weft_proto::connect::channel_prepared(&settings.control_plane, tls, mark::prepare)?;
     issue(channel, IssueRequest { csr: key.csr()?, join_token: text }).await
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use super::{Flags, LaunchFlags};
+use super::{Flags, InitFlags, LaunchFlags};
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -37,6 +37,14 @@ pub enum Command {
     /// leaves the mesh and lets requests end, then passes the signal to the application, which can go on calling out
     /// until it is gone. The exit status is the application's (128 + n when signal n ended it).
     Run(LaunchFlags),
+    /// Set the rules that redirect this network namespace's connections to the sidecar, and end
+    ///
+    /// Outbound TCP goes to the port of --outbound, inbound TCP to that of --inbound, DNS to that of --dns. What the sidecar
+    /// itself sends passes, by its mark (--mark) or its user (--uid); so do loopback and what the flags name. UDP other
+    /// than DNS, ICMP and connections that are established already are left alone. A second run changes nothing; rules of
+    /// others are never touched. Needs CAP_NET_ADMIN.
+    #[command(after_long_help = INIT_EXAMPLES)]
+    Init(InitFlags),
     /// Copy this program into a folder, such as a volume that containers share
     Install {
         /// The folder; made if it is not there
@@ -81,3 +89,23 @@ Examples:
 
 Calls to the mesh:  curl -x http://127.0.0.1:15001 http://orders/    or    curl -H 'Host: orders' http://127.0.0.1:15001/
 Pages of the admin port:  curl http://127.0.0.1:15000/ready   /live /config_dump /clusters /certs /stats /logging";
+
+const INIT_EXAMPLES: &str = "\
+Examples:
+  # In a container or pod, whose sidecar runs as user 15001
+  weft-sidecar init
+
+  # What would it do?
+  weft-sidecar init --dry-run
+
+  # Databases and SSH directly, and a port of ours that a load balancer probes
+  weft-sidecar init --exclude-outbound-ports 22,5432 --exclude-inbound-ports 8086
+
+  # On a host: one application's user and port alone
+  weft-sidecar init --only-uid 1000 --include-inbound-ports 8080
+
+  # Where there is no nft
+  weft-sidecar init --backend iptables
+
+  # Back to how it was
+  weft-sidecar init --remove";

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use clap::{Args, builder::BoolishValueParser};
 
-use super::SettingsError;
+use super::{Flags, Redirect, RedirectFlags, SettingsError};
 
 /// Flags of `run`.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
@@ -14,25 +14,28 @@ pub struct LaunchFlags {
     /// Needs root. The application has no other groups and no capability that its user does not have.
     #[arg(long, env = "WEFT_APP_USER", value_name = "UID[:GID]")]
     pub(super) app_user: Option<String>,
-    /// Redirect the application's connections to the sidecar before it starts, as `init` does
+    /// Set the rules of `init` before the application starts; implies --transparent
     ///
-    /// Needs CAP_NET_ADMIN and a network namespace without another sidecar; see docs/transparent.md.
+    /// Needs CAP_NET_ADMIN, which the application does not get. The rules stay when it ends: in a container they go with
+    /// it, on a host `init --remove` removes them.
     #[arg(long, env = "WEFT_REDIRECT", value_parser = BoolishValueParser::new())]
     pub(super) redirect: bool,
+    #[command(flatten)]
+    pub(super) rules: RedirectFlags,
     /// The command and its arguments, after `--`
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     pub(super) command: Vec<OsString>,
 }
 
 /// The application to start.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Launch {
     /// Program and arguments; at least the program.
     pub command: Vec<OsString>,
     /// As whom. `None`: as the sidecar itself.
     pub user: Option<AppUser>,
-    /// Rules are set before it starts.
-    pub redirect: bool,
+    /// Rules that are set before it starts.
+    pub redirect: Option<Redirect>,
 }
 
 /// A user and a group, by number: there is no `/etc/passwd` in many images.
@@ -45,13 +48,21 @@ pub struct AppUser {
 }
 
 impl Launch {
-    /// Checks the flags.
+    /// Checks the flags. `own`: the sidecar's user. With rules to set the sidecar becomes a transparent one.
     ///
     /// # Errors
     /// The first one that cannot be obeyed.
-    pub fn new(flags: LaunchFlags) -> Result<Self, SettingsError> {
-        let user = flags.app_user.as_deref().map(app_user).transpose()?;
-        Ok(Self { command: flags.command, user, redirect: flags.redirect })
+    pub fn new(flags: &mut Flags, launch: LaunchFlags, own: u32) -> Result<Self, SettingsError> {
+        let user = launch.app_user.as_deref().map(app_user).transpose()?;
+        let redirect = if launch.redirect {
+            flags.transparent.transparent = true;
+            // Its user tells the sidecar from the application only where they differ.
+            let uids = user.filter(|user| user.uid != own).map(|_| own);
+            Some(Redirect::new(flags, launch.rules, uids.as_slice())?)
+        } else {
+            None
+        };
+        Ok(Self { command: launch.command, user, redirect })
     }
 }
 

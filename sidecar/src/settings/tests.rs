@@ -143,13 +143,21 @@ fn transparent() {
 fn the_applications_user() {
     let launch = |flags: &[&str]| {
         let args = BASE.iter().copied().chain(["run"]).chain(flags.iter().copied()).chain(["--", "true"]);
-        let Some(Command::Run(flags)) = Cli::try_parse_from(args).unwrap().command else { panic!("not run") };
-        Launch::new(flags).map_err(|error| error.to_string())
+        let mut cli = Cli::try_parse_from(args).unwrap();
+        let Some(Command::Run(flags)) = cli.command else { panic!("not run") };
+        let launch = Launch::new(&mut cli.flags, flags, 0).map_err(|error| error.to_string())?;
+        Ok::<_, String>((launch, Settings::new(cli.flags, None, 1).unwrap().transparent))
     };
     for (text, uid, gid) in [("1000", 1000, 1000), ("1000:50", 1000, 50), ("0", 0, 0)] {
-        assert_eq!(launch(&["--app-user", text]).unwrap().user, Some(AppUser { uid, gid }), "{text}");
+        assert_eq!(launch(&["--app-user", text]).unwrap().0.user, Some(AppUser { uid, gid }), "{text}");
     }
-    assert!(launch(&["--redirect"]).unwrap().redirect);
+    let uids = |flags: &[&str]| launch(flags).unwrap().0.redirect.unwrap().plan.uids;
+    assert_eq!(uids(&["--redirect"]), [0_u32; 0], "told by its mark");
+    assert_eq!(uids(&["--redirect", "--app-user=1000"]), [0], "and by its user, since the application has another");
+    assert_eq!(uids(&["--redirect", "--app-user=0"]), [0_u32; 0]);
+    assert!(launch(&["--redirect"]).unwrap().1.on && !launch(&[]).unwrap().1.on);
+    let error = launch(&["--redirect", "--mark=off"]).unwrap_err();
+    assert!(error.contains("come back"), "{error}");
     for text in ["nobody", "1:", "4294967295", "-1"] {
         let error = launch(&[&format!("--app-user={text}")]).unwrap_err();
         assert!(error.contains("--app-user") && error.contains(text) && error.contains("1000:1000"), "{error}");
@@ -169,8 +177,10 @@ fn flags_stand_before_or_after_the_subcommand() {
     let cli = Cli::try_parse_from(args).unwrap();
     let command = ["sh", "-c", "exit 3", "--port"].map(OsString::from).to_vec();
     let Some(Command::Run(flags)) = cli.command else { panic!("{:?}", cli.command) };
-    assert_eq!(Launch::new(flags).unwrap(), Launch { command, user: None, redirect: false });
-    assert_eq!(Settings::new(cli.flags, None, 1).unwrap().ports.len(), 1);
+    let mut global = cli.flags;
+    let launch = Launch::new(&mut global, flags, 0).unwrap();
+    assert_eq!((launch.command, launch.user, launch.redirect.is_none()), (command, None, true));
+    assert_eq!(Settings::new(global, None, 1).unwrap().ports.len(), 1);
 }
 
 #[test]

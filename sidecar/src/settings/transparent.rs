@@ -9,7 +9,7 @@ use super::{SettingsError, parse::address};
 /// The mark on the sidecar's own packets unless `--mark` says otherwise.
 pub const MARK: u32 = 0x1577;
 /// Where DNS is answered in transparent mode.
-const DNS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15053);
+pub(super) const DNS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15053);
 /// More are a mistake, and each is looked at for each connection in plain text.
 const PROBES_AT_MOST: usize = 32;
 
@@ -21,12 +21,12 @@ pub struct TransparentFlags {
     ///
     /// The application then calls services by their usual addresses, without a proxy variable.
     #[arg(long, env = "WEFT_TRANSPARENT", global = true, value_parser = BoolishValueParser::new())]
-    transparent: bool,
+    pub(super) transparent: bool,
     /// Where DNS is answered, or `off`; default: 127.0.0.1:15053 with --transparent, else off
     ///
     /// Names of the mesh get addresses of their own; all else is asked of --dns-servers.
     #[arg(long, env = "WEFT_DNS", global = true, value_name = "IP:PORT")]
-    dns: Option<String>,
+    pub(super) dns: Option<String>,
     /// Resolvers for names outside the mesh: IP[:PORT],…; default: those of /etc/resolv.conf
     #[arg(long, env = "WEFT_DNS_SERVERS", global = true, value_name = "IP", value_delimiter = ',')]
     dns_servers: Vec<String>,
@@ -34,7 +34,7 @@ pub struct TransparentFlags {
     ///
     /// Needs CAP_NET_ADMIN; without it rules tell the sidecar by its user.
     #[arg(long, env = "WEFT_MARK", global = true, value_name = "N", default_value = "0x1577")]
-    mark: String,
+    pub(super) mark: String,
     /// Health probes of the application that may come in plain text: PATH@PORT, tcp@PORT or grpc@PORT, comma separated
     ///
     /// PORT is where the application listens. A probe is answered by the application, so it fails when that is down.

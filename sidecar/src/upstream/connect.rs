@@ -2,12 +2,12 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use tokio::net::TcpStream;
 use weft_identity::SpiffeId;
 
 use super::Destination;
 use crate::{
     io::Io,
+    mark,
     metrics::Direction,
     reason::Reason,
     shared::Alpn,
@@ -41,7 +41,7 @@ pub struct ConnectFailure {
 /// [`ConnectFailure`].
 pub async fn connect(worker: &Worker, to: &Destination, alpn: Alpn) -> Result<Link, ConnectFailure> {
     let within = to.connect_timeout(worker.path.bounds.app_connect);
-    let tcp = match tokio::time::timeout(within, TcpStream::connect(to.address())).await {
+    let tcp = match tokio::time::timeout(within, mark::connect(to.address())).await {
         Err(_elapsed) => return Err(failure(to, Cause::Timeout, format!("no connection within {within:?}"))),
         Ok(Err(error)) => return Err(failure(to, Cause::of(&error), error.to_string())),
         Ok(Ok(tcp)) => tcp,
