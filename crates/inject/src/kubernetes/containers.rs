@@ -258,6 +258,10 @@ fn init(template: &Value, options: &Options) -> Value {
             arguments.push(format!("--{name}={value}"));
         }
     }
+    // The rules send DNS where the sidecar answers it, or leave it alone.
+    if let Some(value) = annotations::get(template, "dns") {
+        arguments.push(format!("--dns={value}"));
+    }
     json!({
         "name": INIT,
         "image": options.image(INIT),

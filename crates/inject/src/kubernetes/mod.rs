@@ -262,6 +262,14 @@ impl Work<'_> {
             Some("transparent") => Mode::Transparent,
             _ => options.mode,
         };
+        if mode == Mode::Explicit {
+            let rules = annotations::RULES.iter().filter(|name| annotations::get(template, name).is_some());
+            found.extend(rules.map(|name| {
+                let key = at(&format!("metadata.annotations[\"{}{name}\"]", annotations::PREFIX));
+                let message = "explicit mode redirects nothing, so it would have no effect".to_owned();
+                (key, message, "remove it, or use `weft.mesh/mode: transparent`".to_owned())
+            }));
+        }
         let refused = refuse::check(template, mode == Mode::Explicit);
         found.extend(refused.into_iter().map(|(name, message, hint)| (at(&name), message, hint)));
         let here = Workload {
