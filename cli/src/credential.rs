@@ -1,6 +1,6 @@
 //! The operator's credential, and the connection that it opens.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use clap::Args;
@@ -15,8 +15,8 @@ use weft_proto::weft::v1::config_service_client::ConfigServiceClient;
 
 use crate::failure::Failure;
 
-/// Where the credential lies when nothing names it.
-const DEFAULT: &str = "weft-data/control-plane/operator.json";
+/// Where the credential lies when nothing names it: that of a control plane started here, or by `weft inject compose`.
+const DEFAULTS: [&str; 2] = ["weft-data/control-plane/operator.json", ".weft/control-plane/operator.json"];
 
 /// Largest answer that is taken: an export of a large mesh.
 const MAX_ANSWER_BYTES: usize = 256 << 20;
@@ -24,7 +24,7 @@ const MAX_ANSWER_BYTES: usize = 256 << 20;
 /// How the control plane is reached.
 #[derive(Args, Debug, Clone)]
 pub struct Connection {
-    /// The operator's credential [default: weft-data/control-plane/operator.json].
+    /// The operator's credential [default: weft-data/control-plane/operator.json, or that in .weft].
     #[arg(long, global = true, env = "WEFT_CREDENTIAL", value_name = "FILE")]
     pub credential: Option<PathBuf>,
     /// gRPC address of the control plane, when it is not the one in the credential.
@@ -75,7 +75,11 @@ impl Connection {
     /// # Errors
     /// When there is none, or it cannot be read, with what to do.
     pub fn credential(&self) -> anyhow::Result<Credential> {
-        let path = self.credential.clone().unwrap_or_else(|| PathBuf::from(DEFAULT));
+        let default = || {
+            let found = DEFAULTS.iter().find(|path| Path::new(path).exists());
+            PathBuf::from(found.unwrap_or(&DEFAULTS[0]))
+        };
+        let path = self.credential.clone().unwrap_or_else(default);
         let text = std::fs::read_to_string(&path).with_context(|| {
             format!(
                 "no operator credential at {}: name it with --credential FILE or WEFT_CREDENTIAL; the control plane \

@@ -18,7 +18,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 ///
 /// Commands talk to the control plane with an operator credential: the file `operator.json` that the control plane
 /// makes in its data directory at first start. It is looked for at --credential, then $WEFT_CREDENTIAL, then
-/// weft-data/control-plane/operator.json.
+/// weft-data/control-plane/operator.json, then .weft/control-plane/operator.json (`weft inject compose` makes it).
 ///
 /// Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the configuration was refused, 4 the control plane could not be
 /// reached, 5 the log has moved on (--expect-revision), 6 applied but not acknowledged by every sidecar (--wait).

@@ -108,6 +108,32 @@ impl Drop for Container {
     }
 }
 
+/// A network of containers; removed when dropped, which must be after them.
+pub struct Network {
+    /// Its name.
+    pub name: String,
+}
+
+impl Network {
+    /// Makes one.
+    ///
+    /// # Errors
+    /// When the engine has no bridges.
+    pub fn create(what: &str) -> Result<Self> {
+        let network = Self { name: unique(what) };
+        docker(&["network", "create", &network.name])?;
+        Ok(network)
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        if let Err(error) = docker(&["network", "rm", &self.name]) {
+            eprintln!("a network is left: {error:#}");
+        }
+    }
+}
+
 /// A compose project under a name of its own; taken down with its volumes when dropped.
 pub struct Project {
     /// Its name.

@@ -2,4 +2,5 @@
 //!
 //! Without an engine (or without root to start one) each test says what it left out.
 
+mod check;
 mod images;
