@@ -23,6 +23,7 @@ pub mod certs;
 pub mod clock;
 pub mod demand;
 pub mod detect;
+pub mod dns;
 pub mod drain;
 pub mod health;
 pub mod http;

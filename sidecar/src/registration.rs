@@ -4,6 +4,7 @@
 //! `Drained` awaited, after which nothing is announced any more.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr, UdpSocket},
     path::Path,
     sync::Arc,
@@ -231,7 +232,7 @@ impl Registration {
             port: u32::from(advertised.unwrap_or(self.inbound.port())),
             ports: ports.collect(),
             weight: settings.weight,
-            labels: settings.labels.clone().into_iter().collect(),
+            labels: labels(settings).into_iter().collect(),
             region: settings.region.to_string(),
             zone: settings.zone.to_string(),
             version: settings.app_version.to_string(),
@@ -254,6 +255,28 @@ async fn lease(answers: &mut Streaming<RegisterResponse>) -> Result<Duration, Lo
 /// A full channel means that the control plane does not read: as good as lost.
 fn send(requests: &mpsc::Sender<RegisterRequest>, message: register_request::Message) -> Result<(), Lost> {
     requests.try_send(RegisterRequest { message: Some(message) }).map_err(|_full| Lost::Late)
+}
+
+/// Label with the name by which this endpoint of a headless service is called.
+const HOSTNAME: &str = "weft.mesh/hostname";
+/// The control plane takes no more.
+const MOST_LABELS: usize = 64;
+
+/// Labels as given, and the name of this machine, by which a headless service's endpoint is called.
+fn labels(settings: &Settings) -> BTreeMap<String, String> {
+    let mut labels = settings.labels.clone();
+    if labels.len() < MOST_LABELS && !labels.contains_key(HOSTNAME) {
+        labels.extend(host_name().map(|name| (HOSTNAME.to_owned(), name)));
+    }
+    labels
+}
+
+/// The machine's name up to the first dot, as DNS writes it. `None`: it has none that could be one.
+fn host_name() -> Option<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    let name = name.trim().split('.').next()?.to_ascii_lowercase();
+    let valid = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    ((1..=63).contains(&name.len()) && name.chars().all(valid)).then_some(name)
 }
 
 /// As the registry writes it; empty: the first bytes tell.
@@ -326,6 +349,18 @@ mod tests {
         assert_eq!(instance(directory.path()), first);
         std::fs::write(directory.path().join("instance"), "../x").unwrap();
         assert_ne!(&*instance(directory.path()), "../x");
+    }
+
+    #[test]
+    fn an_endpoint_is_called_by_the_machines_name_unless_it_says_otherwise() {
+        let settings = |labels: &str| {
+            let args = ["x", "--service", "db", "--control-plane", "127.0.0.1:1", "--labels", labels];
+            let flags = <crate::settings::Cli as clap::Parser>::try_parse_from(args).unwrap().flags;
+            Settings::new(flags, None, 1).unwrap()
+        };
+        let given = labels(&settings("a=b,weft.mesh/hostname=db-0"));
+        assert_eq!((&*given["a"], &*given[HOSTNAME]), ("b", "db-0"));
+        assert_eq!(labels(&settings("a=b")).get(HOSTNAME).cloned(), host_name());
     }
 
     #[tokio::test]

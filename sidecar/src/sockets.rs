@@ -13,7 +13,7 @@ use serde_json::json;
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
 
-use crate::{settings::Settings, shared::Sockets};
+use crate::{dns::Listening, settings::Settings, shared::Sockets};
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
@@ -27,6 +27,8 @@ pub struct Bound {
     pub admin: TcpListener,
     /// Metrics.
     pub metrics: TcpListener,
+    /// DNS, when there is any.
+    pub dns: Option<Listening>,
     /// Where everything is.
     pub addresses: Addresses,
 }
@@ -42,6 +44,8 @@ pub struct Addresses {
     pub admin: SocketAddr,
     /// Metrics.
     pub metrics: SocketAddr,
+    /// Names.
+    pub dns: Option<SocketAddr>,
     /// As given in the settings, the canonical authority, the address.
     pub upstreams: Vec<(Box<str>, Box<str>, SocketAddr)>,
 }
@@ -65,6 +69,11 @@ pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
     let (inbound, inbounds) = bind_each("--inbound", settings.inbound, workers)?;
     let (admin, mut admins) = bind_each("--admin", settings.admin, 1)?;
     let (metrics, mut metric) = bind_each("--metrics", settings.metrics, 1)?;
+    let dns = settings.transparent.dns.map(|address| {
+        let failed = |source| BindError { flag: "--dns", address, source };
+        Listening::bind(address, settings.transparent.on).map_err(failed)
+    });
+    let dns = dns.transpose()?;
     let mut sockets: Vec<_> = outbounds
         .into_iter()
         .zip(inbounds)
@@ -90,7 +99,15 @@ pub fn bind(settings: &Settings) -> Result<Bound, BindError> {
         workers: sockets,
         admin: admins.remove(0),
         metrics: metric.remove(0),
-        addresses: Addresses { outbound, inbound, admin, metrics, upstreams },
+        addresses: Addresses {
+            outbound,
+            inbound,
+            admin,
+            metrics,
+            dns: dns.as_ref().map(|listening| listening.address),
+            upstreams,
+        },
+        dns,
     })
 }
 
@@ -99,7 +116,7 @@ impl Addresses {
     #[must_use]
     pub fn all(&self) -> Vec<SocketAddr> {
         let upstreams = self.upstreams.iter().map(|(_, _, address)| *address);
-        [self.outbound, self.inbound, self.admin, self.metrics].into_iter().chain(upstreams).collect()
+        [self.outbound, self.inbound, self.admin, self.metrics].into_iter().chain(self.dns).chain(upstreams).collect()
     }
 
     /// Writes `addresses.json` into the data directory, for those who asked for any free port.
@@ -114,6 +131,7 @@ impl Addresses {
             "inbound": self.inbound.to_string(),
             "admin": self.admin.to_string(),
             "metrics": self.metrics.to_string(),
+            "dns": self.dns.map(|address| address.to_string()),
             "upstreams": upstreams,
         });
         weft_telemetry::files::write_public(&data_dir.join("addresses.json"), format!("{content:#}\n").as_bytes())
@@ -219,6 +237,7 @@ mod tests {
             inbound: at("127.0.0.1:2"),
             admin: at("127.0.0.1:3"),
             metrics: at("127.0.0.1:4"),
+            dns: Some(at("127.0.0.1:6")),
             upstreams: vec![("0=db:5432".into(), "db.default:5432".into(), at("127.0.0.1:5"))],
         };
         addresses.write(directory.path()).unwrap();
@@ -226,6 +245,7 @@ mod tests {
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value["outbound"], "127.0.0.1:1");
         assert_eq!(value["upstreams"]["0=db:5432"], "127.0.0.1:5");
-        assert_eq!(addresses.all().len(), 5);
+        assert_eq!(value["dns"], "127.0.0.1:6");
+        assert_eq!(addresses.all().len(), 6);
     }
 }

@@ -33,6 +33,7 @@ use crate::{
     admin::Admin,
     certs::Certs,
     demand::Demand,
+    dns,
     drain::{self, Ended},
     health::{self, Health},
     listener,
@@ -92,7 +93,7 @@ async fn control(
     log: LogHandle,
     bound: Bound,
 ) -> Result<ExitCode, StartError> {
-    let Bound { workers, admin, metrics, addresses } = bound;
+    let Bound { workers, admin, metrics, dns, addresses } = bound;
     let registry = metrics::registry("weft");
     let (demand, wanted) = Demand::new(settings.on_demand_wait);
     let shared = Shared::new(settings, demand);
@@ -110,9 +111,13 @@ async fn control(
     xds.restore(Instant::now());
     let path = DataPath::new(shared.clone(), &registry, addresses.all());
     let threads = workers.into_iter().enumerate().map(|(index, sockets)| work(index, path.clone(), sockets));
-    let threads = threads.collect::<io::Result<Vec<_>>>().map_err(io("a worker thread"))?;
+    let mut threads = threads.collect::<io::Result<Vec<_>>>().map_err(io("a worker thread"))?;
 
     let stop = CancellationToken::new();
+    if let Some(listening) = dns {
+        let thread = dns::start(listening, shared.clone(), &registry, stop.clone());
+        threads.push(thread.map_err(io("the DNS thread"))?);
+    }
     let registers = !shared.settings.ports.is_empty();
     let pages = Admin {
         shared: shared.clone(),

@@ -43,6 +43,9 @@ pub struct SidecarPorts {
     pub admin: SocketAddr,
     /// Prometheus.
     pub metrics: SocketAddr,
+    /// Names.
+    #[serde(default)]
+    pub dns: Option<SocketAddr>,
     /// Local ports, by their setting.
     #[serde(default)]
     pub upstreams: BTreeMap<String, SocketAddr>,

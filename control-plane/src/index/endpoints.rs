@@ -6,7 +6,7 @@ use weft_identity::SpiffeId;
 use weft_model::{EndpointSlice, PortOrName, Service, ServicePort};
 use weft_xds::resource::Health;
 
-use super::world::{EndpointEntry, EndpointPort, ServiceKey, WorkloadEntry, WorkloadPort};
+use super::world::{EndpointEntry, EndpointPort, HOSTNAME, ServiceKey, WorkloadEntry, WorkloadPort};
 
 /// Whether a workload serves a service: it registered under its name, or the service's selector picks it.
 pub fn serves(workload: &WorkloadEntry, key: &ServiceKey, service: &Service) -> bool {
@@ -91,6 +91,8 @@ pub fn of_slice(service: &Service, slice: &EndpointSlice) -> Vec<EndpointEntry> 
     let ports: Arc<[EndpointPort]> = ports.into();
     let mut found = Vec::new();
     for endpoint in slice.endpoints.iter().filter(|endpoint| !endpoint.draining()) {
+        let hostname = endpoint.hostname.iter().map(|name| (HOSTNAME.to_owned(), name.clone()));
+        let labels: Arc<BTreeMap<_, _>> = Arc::new(hostname.collect());
         for ip in endpoint.addresses() {
             found.push(EndpointEntry {
                 ip,
@@ -101,7 +103,7 @@ pub fn of_slice(service: &Service, slice: &EndpointSlice) -> Vec<EndpointEntry> 
                 zone: endpoint.zone.as_deref().unwrap_or_default().into(),
                 identity: None,
                 workload: "".into(),
-                labels: Arc::default(),
+                labels: labels.clone(),
             });
         }
     }

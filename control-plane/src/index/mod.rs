@@ -28,8 +28,8 @@ pub use self::{
     document::{read, write},
     fold::{DocumentError, Fold},
     world::{
-        Dirty, EndpointEntry, EndpointPort, Map, ObjectKey, Owner, Place, ServiceEntry, ServiceKey, Set, Update,
-        Versioned, WorkloadEntry, WorkloadPort, World,
+        Dirty, EndpointEntry, EndpointPort, HOSTNAME, Map, ObjectKey, Owner, Place, ServiceEntry, ServiceKey, Set,
+        Update, Versioned, WorkloadEntry, WorkloadPort, World,
     },
     worlds::{Change, Subscription, Worlds},
 };

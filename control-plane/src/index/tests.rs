@@ -175,7 +175,7 @@ fn static_addresses_join_registered_ones() {
     let mut fold = Fold::new(&bundle());
     let slice = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: orders-1\n  labels: { \
                  kubernetes.io/service-name: orders }\naddressType: IPv4\nports: [{ port: 9000 }]\nendpoints:\n- \
-                 addresses: [192.0.2.1]\n- addresses: [192.0.2.2]\n  conditions: { ready: false }\n- addresses: \
+                 addresses: [192.0.2.1]\n  hostname: orders-0\n- addresses: [192.0.2.2]\n  conditions: { ready: false }\n- addresses: \
                  [192.0.2.3]\n  conditions: { terminating: true }\n";
     fold.apply(&entry(1, documents(&service("orders", "")))).unwrap();
     fold.publish();
@@ -187,6 +187,7 @@ fn static_addresses_join_registered_ones() {
     let endpoints = &world.services[&ServiceKey::new("default", "orders")].endpoints;
     assert!(endpoints[0].identity.is_some() && endpoints[1].identity.is_none());
     assert_eq!(endpoints[2].health, Health::Unhealthy);
+    assert_eq!((endpoints[1].hostname(), endpoints[2].hostname()), (Some("orders-0"), None));
     assert_eq!(dirty, [Dirty::Endpoints(ServiceKey::new("default", "orders"))].into());
 }
 

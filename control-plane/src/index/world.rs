@@ -135,6 +135,9 @@ pub struct ServiceEntry {
     pub owners: Arc<[SpiffeId]>,
 }
 
+/// Label with the name by which one endpoint of a headless service is called.
+pub const HOSTNAME: &str = "weft.mesh/hostname";
+
 /// One address of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndpointEntry {
@@ -154,11 +157,19 @@ pub struct EndpointEntry {
     pub identity: Option<SpiffeId>,
     /// `namespace/service/instance`; empty for a static endpoint.
     pub workload: Arc<str>,
-    /// Of the workload; empty for a static endpoint.
+    /// Of the workload; of a static endpoint at most its [`HOSTNAME`].
     pub labels: Arc<BTreeMap<String, String>>,
 }
 
 impl EndpointEntry {
+    /// Its name within a headless service, when it has one that can be a name of DNS.
+    pub fn hostname(&self) -> Option<&str> {
+        let label = |name: &&String| {
+            (1..=63).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        };
+        self.labels.get(HOSTNAME).filter(label).map(String::as_str)
+    }
+
     /// Where to connect for a port of the service; `None` when it does not serve that port.
     pub fn address(&self, service_port: u16) -> Option<SocketAddr> {
         let port = self.ports.iter().find(|port| port.service == service_port)?;

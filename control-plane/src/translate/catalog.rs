@@ -152,9 +152,11 @@ pub fn source(client: &Client, ty: ResourceType, name: &str) -> Option<Source> {
         ResourceType::Secret => (name == names::ROOTCA).then_some(Source::Bundle),
         ResourceType::Cluster => names::of_cluster(name).map(|(service, _)| Source::Cluster(service)),
         ResourceType::Endpoints => names::of_cluster(name).map(|(service, _)| Source::Endpoints(service)),
-        ResourceType::VirtualHost => match names::address(name) {
-            Some(address) => Some(Source::Address(address)),
-            None => names::Host::of_virtual_host(name).map(|host| Source::Config(host.service)),
+        ResourceType::VirtualHost => match (names::DnsName::parse(name), names::address(name)) {
+            (Some(names::DnsName::Namespaces), _) => Some(Source::World),
+            (Some(names::DnsName::Service(service)), _) => Some(Source::Config(service)),
+            (None, Some(address)) => Some(Source::Address(address)),
+            (None, None) => names::Host::of_virtual_host(name).map(|host| Source::Config(host.service)),
         },
         ResourceType::Route => match client.flavour {
             Flavour::Envoy => Some(Source::World),

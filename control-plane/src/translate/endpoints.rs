@@ -7,6 +7,8 @@ use crate::index::ServiceEntry;
 
 /// The endpoints of one port, in order of address.
 pub fn placed(entry: &ServiceEntry, port: u16) -> Vec<Placed> {
+    // Only there is an endpoint called by its own name.
+    let named = entry.service.headless();
     let endpoints = entry.endpoints.iter().filter_map(|endpoint| {
         Some(Placed {
             region: (&*endpoint.region).into(),
@@ -18,6 +20,7 @@ pub fn placed(entry: &ServiceEntry, port: u16) -> Vec<Placed> {
                 zone: (&*endpoint.zone).into(),
                 identity: endpoint.identity.clone(),
                 workload: (&*endpoint.workload).into(),
+                hostname: endpoint.hostname().filter(|_| named).unwrap_or_default().into(),
             },
         })
     });

@@ -60,6 +60,30 @@ pub fn address(name: &str) -> Option<SocketAddr> {
     (canonical && address.port() > 0).then_some(address)
 }
 
+/// What a sidecar's DNS server asks for, in the form of a virtual host's name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DnsName {
+    /// `outbound/namespaces`: those that have services.
+    Namespaces,
+    /// `outbound/dns:service.namespace`: whether it exists, and the endpoints of a headless one.
+    Service(ServiceKey),
+}
+
+impl DnsName {
+    /// Reads the name of a virtual host. `None`: it is of another kind.
+    pub fn parse(name: &str) -> Option<Self> {
+        let rest = name.strip_prefix(OUTBOUND)?.strip_prefix('/')?;
+        if rest == "namespaces" {
+            return Some(Self::Namespaces);
+        }
+        let (service, namespace) = rest.strip_prefix("dns:")?.split_once('.')?;
+        let label = |text: &str| {
+            !text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        };
+        (label(service) && label(namespace)).then(|| Self::Service(ServiceKey::new(namespace, service)))
+    }
+}
+
 /// `outbound/service.namespace[:port]`
 pub fn virtual_host(service: &ServiceKey, port: Option<u16>) -> String {
     match port {
@@ -152,6 +176,19 @@ mod tests {
         ] {
             assert_eq!(super::address(name), address.map(|address| address.parse().unwrap()), "{name}");
             assert!(address.is_none() || Host::of_virtual_host(name).is_none(), "{name} is no service's");
+        }
+    }
+
+    #[test]
+    fn what_dns_asks_for() {
+        let orders = DnsName::Service(ServiceKey::new("shop", "orders"));
+        assert_eq!(DnsName::parse("outbound/dns:orders.shop"), Some(orders));
+        assert_eq!(DnsName::parse("outbound/namespaces"), Some(DnsName::Namespaces));
+        for name in ["outbound/orders.shop", "dns:orders.shop", "outbound/dns:orders", "outbound/dns:a.b.c"] {
+            assert_eq!(DnsName::parse(name), None, "{name}");
+        }
+        for name in ["outbound/namespaces", "outbound/dns:orders.shop"] {
+            assert_eq!(Host::of_virtual_host(name), None, "{name}");
         }
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use weft_xds::resource::Encoded;
 
-use super::{Flavour, encode, listener, names, routes};
+use super::{Flavour, dns, encode, listener, names, routes};
 use crate::index::{ServiceKey, World};
 
 /// `inbound`, of the sidecar's own service, or `outbound`.
@@ -27,8 +27,12 @@ pub fn routes(name: &str) -> Option<Arc<Encoded>> {
     (name == names::OUTBOUND).then(|| Encoded::new(name, &encode::listener::on_demand_routes()))
 }
 
-/// `outbound/service.namespace[:port]`, or `outbound/IP:PORT`.
+/// `outbound/service.namespace[:port]`, `outbound/IP:PORT`, or what DNS asks for.
 pub fn virtual_host(world: &World, name: &str) -> Option<Arc<Encoded>> {
+    if let Some(asked) = names::DnsName::parse(name) {
+        let built = dns::virtual_host(world, name, &asked)?;
+        return Some(Encoded::new(name, &encode::routes::encode(&built, Flavour::Sidecar)));
+    }
     if let Some(address) = names::address(name) {
         let built = routes::at(world, address, name)?;
         return Some(Encoded::new(name, &encode::routes::encode(&built, Flavour::Sidecar)));

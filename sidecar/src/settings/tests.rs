@@ -86,6 +86,7 @@ fn errors_name_flag_value_and_remedy() {
         (&["--namespace", "No"], &["--namespace", "`No`"]),
         (&["--trust-domain", "A b"], &["--trust-domain", "weft.local"]),
         (&["--dns", "here"], &["--dns", "`here`", "127.0.0.1:15053"]),
+        (&["--dns", "0.0.0.0:53"], &["--dns", "`0.0.0.0:53`", "loopback"]),
         (&["--dns-servers", "1.1.1.1,ns.example"], &["--dns-servers", "`ns.example`", "10.0.0.53"]),
         (&["--dns-servers", "0.0.0.0"], &["--dns-servers", "not a resolver"]),
         (&["--mark", "blue"], &["--mark", "`blue`", "0x1577"]),

@@ -107,7 +107,15 @@ fn dns(given: Option<&str>, transparent: bool) -> Result<Option<SocketAddr>, Set
     match given.map(str::trim) {
         None => Ok(transparent.then_some(DNS)),
         Some("off") => Ok(None),
-        Some(text) => address("--dns", text, "127.0.0.1:15053").map(Some),
+        Some(text) => {
+            let at = address("--dns", text, "127.0.0.1:15053")?;
+            // Anyone who can ask has the host's resolvers, and the mesh's names, at their disposal.
+            if !at.ip().is_loopback() {
+                let remedy = "use a loopback address, as in 127.0.0.1:15053: only this host's applications may ask";
+                return Err(SettingsError::new("--dns", text, "open to others", remedy));
+            }
+            Ok(Some(at))
+        }
     }
 }
 

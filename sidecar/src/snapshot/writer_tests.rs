@@ -79,6 +79,7 @@ fn endpoints(name: &str, ports: &[u16]) -> Decoded {
         zone: "".into(),
         identity: None,
         workload: "".into(),
+        hostname: "".into(),
     });
     Decoded::Endpoints(Arc::new(Endpoints { cluster: name.into(), endpoints: endpoints.collect() }))
 }

@@ -8,6 +8,7 @@ mod certificates;
 mod check;
 mod control_plane;
 mod demo;
+mod dns;
 mod documents;
 mod failures;
 mod hosts;

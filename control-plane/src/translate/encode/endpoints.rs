@@ -59,6 +59,7 @@ fn lb_endpoint(endpoint: &Endpoint) -> LbEndpoint {
         load_balancing_weight: Some(endpoint.weight),
         host_identifier: Some(HostIdentifier::Endpoint(WireEndpoint {
             address: Some(address(endpoint.address)),
+            hostname: endpoint.hostname.to_string(),
             ..WireEndpoint::default()
         })),
     }

@@ -1,6 +1,7 @@
 //! Translations of whole worlds. What a sidecar gets goes through the sidecar's own decoder.
 
 mod catalog;
+mod dns;
 mod envoy;
 mod grpc;
 mod sidecar;

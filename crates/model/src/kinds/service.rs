@@ -189,6 +189,12 @@ impl Service {
         self.spec.ports.iter().find(|port| port.name == name)
     }
 
+    /// Its name means its endpoints' addresses rather than one of its own: `clusterIP: None`.
+    pub fn headless(&self) -> bool {
+        let none = |address: &String| address == "None";
+        self.spec.cluster_ip.as_ref().is_some_and(none) || self.spec.cluster_ips.iter().any(none)
+    }
+
     /// Service accounts besides its own that may act as the service.
     pub fn service_accounts(&self) -> impl Iterator<Item = &str> {
         let accounts = self.metadata.annotations.get(SERVICE_ACCOUNTS).map_or("", String::as_str);

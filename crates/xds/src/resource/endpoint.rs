@@ -30,6 +30,8 @@ pub struct Endpoint {
     pub identity: Option<SpiffeId>,
     /// `namespace/service/instance`, empty when unknown.
     pub workload: Box<str>,
+    /// Its own name within a headless service; else empty.
+    pub hostname: Box<str>,
 }
 
 /// Health as the control plane reports it.

@@ -55,6 +55,7 @@ pub(super) fn endpoint(number: usize, weight: u32) -> Endpoint {
         zone: "".into(),
         identity: None,
         workload: format!("default/orders/{number}").into(),
+        hostname: "".into(),
     }
 }
 

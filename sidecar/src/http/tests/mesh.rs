@@ -168,6 +168,7 @@ fn calls(setup: &Setup, endpoints: &[SocketAddr]) -> Snapshot {
                 zone: "".into(),
                 identity: cluster.tls.as_ref().map(|_| identity(setup.expected)),
                 workload: "default/orders/1".into(),
+                hostname: "".into(),
             })
             .collect(),
     };

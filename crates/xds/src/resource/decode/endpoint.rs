@@ -79,5 +79,15 @@ fn endpoint(proto: &LbEndpoint, group: &LocalityLbEndpoints) -> Result<Endpoint>
         zone: group.locality.as_ref().map(|it| it.zone.as_str()).unwrap_or_default().into(),
         identity,
         workload: extension.workload.into(),
+        hostname: hostname(&host.hostname)?,
     })
+}
+
+/// One label of DNS, in lower case; empty when there is none.
+fn hostname(value: &str) -> Result<Box<str>> {
+    let good = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+    if value.len() > 63 || !value.bytes().all(good) {
+        return err("endpoint.hostname", format!("{value:?} is not a label of DNS"));
+    }
+    Ok(value.to_ascii_lowercase().into())
 }
