@@ -6,6 +6,7 @@
 use std::{
     io,
     net::SocketAddr,
+    os::fd::AsFd,
     sync::atomic::{AtomicU32, Ordering},
 };
 
@@ -34,7 +35,7 @@ pub fn init(transparent: &Transparent) {
 ///
 /// # Errors
 /// Of the kernel.
-pub fn prepare(socket: &TcpSocket) -> io::Result<()> {
+pub fn prepare(socket: &impl AsFd) -> io::Result<()> {
     match MARK.load(Ordering::Relaxed) {
         0 => Ok(()),
         mark => SockRef::from(socket).set_mark(mark),

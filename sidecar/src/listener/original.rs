@@ -17,6 +17,8 @@ use nix::{
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 
+use crate::mark;
+
 /// The destination before the redirect. `None`: nothing was redirected, the caller meant the address that it reached.
 pub(super) fn destination(tcp: &TcpStream) -> Option<SocketAddr> {
     let reached = match tcp.local_addr() {
@@ -97,6 +99,7 @@ pub(super) fn reset(tcp: &TcpStream) {
 pub(super) async fn dial(passing: &Passing, to: SocketAddr) -> io::Result<(TcpStream, Passed)> {
     let socket = socket2::Socket::new(socket2::Domain::for_address(to), socket2::Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
+    mark::prepare(&socket)?;
     match socket.connect(&to.into()) {
         Err(error) if error.raw_os_error() != Some(Errno::EINPROGRESS as i32) => return Err(error),
         Ok(()) | Err(_) => {}

@@ -40,22 +40,8 @@ const SECRET: &str = "not-for-the-wire";
 /// What a database says before it is asked anything.
 const GREETING: &[u8] = b"\x4a\x00\x00\x00\x0a8.0.36\x00";
 
-/// What `weft-sidecar init` comes down to.
-const RULES: &str = "
-table inet weft {
-    chain output {
-        type nat hook output priority -101;
-        meta skuid 15001 return
-        ip daddr 127.0.0.0/8 return
-        ip6 daddr ::1 return
-        meta l4proto tcp redirect to :15001
-    }
-    chain prerouting {
-        type nat hook prerouting priority -101;
-        tcp dport { 15006, 15020 } return
-        meta l4proto tcp redirect to :15006
-    }
-}";
+/// A resolver that does not exist: questions to it reach the sidecar.
+const RESOLVER: &str = "10.77.0.200";
 
 /// A network with a control plane.
 struct Stage {
@@ -125,7 +111,8 @@ impl Stage {
         let env = [("WEFT_JOIN_TOKEN", token.trim().to_owned())];
         let sidecar =
             host.start(&format!("{service}-{}", host.v4), Path::new("setpriv"), self.folder.path(), &words, &env)?;
-        host.exec_with(&["nft", "-f", "-"], RULES)?;
+        host.resolv_conf(&format!("nameserver {RESOLVER}\nsearch default.svc.cluster.local\n"))?;
+        host.exec(&[&program, "sidecar", "init"])?;
         let node = Node { host, sidecar };
         let ready = async || node.within(async || call(local(15020), Method::GET, "/ready").await).await.ok();
         wait_for("a sidecar to be ready", SOON, ready).await.with_context(|| node.sidecar.log_tail())?;
