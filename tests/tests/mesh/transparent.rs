@@ -135,6 +135,15 @@ impl Node {
         self.within(async || scrape(local(15020)).await).await
     }
 
+    /// What this host's applications find under a name, of one family: `ahostsv4`, `ahostsv6`.
+    async fn resolve(&self, name: &str, family: &'static str) -> Result<IpAddr> {
+        let mut command = tokio::process::Command::from(self.host.command("getent"));
+        let output = command.args([family, name]).output().await?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        let first = said.split_whitespace().next().with_context(|| format!("{family} {name}: {output:?}"))?;
+        Ok(first.parse()?)
+    }
+
     /// A request of this host's application, by address.
     async fn get(&self, to: SocketAddr, host: &str, path: &str) -> Result<Answer> {
         get(&self.host, to, host, path).await
@@ -296,6 +305,54 @@ async fn calls_by_address_are_mutual_tls() -> Result<()> {
     let wire = capture.read(&web.host, &stage.control).await?;
     ensure!(wire.len() > 10_000, "the capture has {} bytes", wire.len());
     ensure!(!contains(&wire, SECRET) && !contains(&wire, "anything.example"), "plain text on the wire");
+    Ok(())
+}
+
+/// What a server says first at an address.
+async fn said(from: &Host, to: SocketAddr) -> Result<String> {
+    from.within(async move || {
+        let mut stream = TcpStream::connect(to).await?;
+        let mut read = [0; 64];
+        let length = tokio::time::timeout(SOON, stream.read(&mut read)).await??;
+        Ok(String::from_utf8_lossy(&read[..length]).into_owned())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn names_lead_to_services_that_share_a_port() -> Result<()> {
+    let Some(stage) = Stage::start("mesh names in transparent mode").await? else { return Ok(()) };
+    let (web, one, two) = (stage.net.host("web")?, stage.net.host("one")?, stage.net.host("two")?);
+    let _one_app = saying(&one, 3306, b"this is one").await?;
+    let _two_app = saying(&two, 3306, b"this is two").await?;
+    let _web_app = telling(&web, 8080).await?;
+    let web = stage.sidecar(web, "web", &["--port", "80:8080/http"]).await?;
+    let one = stage.sidecar(one, "one", &["--port", "3306/tcp"]).await?;
+    let two = stage.sidecar(two, "two", &["--port", "3306/tcp"]).await?;
+    stage.registered(3).await?;
+    let capture = Capture::start(&stage, &web.host).await?;
+
+    for family in ["ahostsv4", "ahostsv6"] {
+        let (first, second) = (web.resolve("one", family).await?, web.resolve("two.default.svc", family).await?);
+        ensure!(first != second, "{first}");
+        for (ip, name, says) in
+            [(first, "one", "this is one"), (second, "two", "this is two"), (first, "one", "this is one")]
+        {
+            let found = said(&web.host, (ip, 3306).into()).await?;
+            ensure!(found == says, "{name} at {ip}: {found:?} {}", web.sidecar.log_tail());
+        }
+        // Itself, by its own name; and a port that it does not have.
+        let own = web.resolve("web", family).await?;
+        let answer = web.get((own, 80).into(), "web", "/self").await?;
+        ensure!(answer.text().contains("host=web") && answer.text().contains("sa/web"), "{answer:?}");
+        let answer = web.get((own, 81).into(), "web", "/").await?;
+        ensure!((answer.status.as_u16(), &*answer.reason()) == (503, "service_unknown"), "{answer:?}");
+    }
+    ensure!(mutual(&web.metrics().await?, "outbound", "default/one") == 4.0);
+    ensure!(mutual(&one.metrics().await?, "inbound", "default/one") == 4.0);
+    ensure!(mutual(&two.metrics().await?, "inbound", "default/two") == 2.0);
+    let wire = capture.read(&web.host, &stage.control).await?;
+    ensure!(wire.len() > 10_000 && !contains(&wire, "this is") && !contains(&wire, SECRET), "plain text on the wire");
     Ok(())
 }
 
