@@ -139,6 +139,42 @@ fn the_init_image_sets_rules_by_either_tool() -> Result<()> {
 }
 
 #[test]
+fn the_init_image_redirects_a_containers_traffic_and_takes_it_back() -> Result<()> {
+    if !available("init in a container's network namespace")? {
+        return Ok(());
+    }
+    let named = image("weft-control-plane");
+    let pod = Container::run("pod", &["--network", "none", &named])?;
+    let network = format!("container:{}", pod.name);
+    let named = image("weft-init");
+    let start = ["run", "--rm", "--network", &network, "--read-only", "--cap-drop", "ALL", "--cap-add", "NET_ADMIN"];
+    let init = |words: &[&str]| docker(&[&start[..], &[&named], words].concat());
+    let tool = |words: &[&str]| {
+        let loader = ["--env", "XTABLES_LIBDIR=/tools/lib/xtables", "--entrypoint", "/tools/lib/ld-linux-x86-64.so.2"];
+        docker(&[&start[..], &loader, &[&named, "--library-path", "/tools/lib"], words].concat())
+    };
+    init(&[]).context("without words it is `init`")?;
+    init(&["init"]).context("a second time it changes nothing")?;
+    let rules = tool(&["/tools/bin/nft", "list", "ruleset"])?;
+    ensure!(rules.contains("table inet weft") && rules.contains("15001"), "{rules}");
+    init(&["init", "--remove"])?;
+    let rules = tool(&["/tools/bin/nft", "list", "ruleset"])?;
+    ensure!(!rules.contains("15001"), "{rules}");
+
+    init(&["init", "--backend", "iptables"])?;
+    let rules = tool(&["/tools/bin/iptables-save", "-t", "nat"])?;
+    ensure!(rules.contains("--to-ports 15001"), "{rules}");
+    init(&["init", "--backend", "iptables", "--remove"])?;
+    let rules = tool(&["/tools/bin/iptables-save", "-t", "nat"])?;
+    ensure!(!rules.contains("15001"), "{rules}");
+
+    let powerless = ["run", "--rm", "--network", &network, "--cap-drop", "ALL", &named];
+    let error = docker(&powerless).err().context("without NET_ADMIN it must say that it cannot")?.to_string();
+    ensure!(!error.contains("panicked"), "{error}");
+    Ok(())
+}
+
+#[test]
 fn what_an_image_is_made_of_is_in_it() -> Result<()> {
     if !available("what images are made of")? {
         return Ok(());
