@@ -256,7 +256,7 @@ struct Life {
 impl Life {
     /// The exit status.
     async fn run(mut self, launch: Option<Launch>) -> u8 {
-        let Some(Launch { command, user, redirect }) = launch else {
+        let Some(Launch { command, user, redirect, stop_signal }) = launch else {
             self.until_asked(None).await;
             let shared = self.shared.clone();
             self.drain(async move {
@@ -297,7 +297,9 @@ impl Life {
                 self.drain(async {}).await;
                 status
             }
-            () = until_asked(&mut self.signals, &self.shutdown, Some(&application)) => self.drain_with(&application).await,
+            () = until_asked(&mut self.signals, &self.shutdown, Some(&application)) => {
+                self.drain_with(&application, stop_signal).await
+            }
         }
     }
 
@@ -305,11 +307,11 @@ impl Life {
         until_asked(&mut self.signals, &self.shutdown, application).await;
     }
 
-    /// Drains around an application: inbound first, then it gets SIGTERM and can call out until it is gone.
-    async fn drain_with(&mut self, application: &Application) -> u8 {
+    /// Drains around an application: inbound first, then it gets its signal and can call out until it is gone.
+    async fn drain_with(&mut self, application: &Application, stop_signal: Signal) -> u8 {
         let told = application.clone();
         self.drain(async move {
-            told.signal(Signal::SIGTERM);
+            told.signal(stop_signal);
             told.ended().await;
         })
         .await;

@@ -1,8 +1,9 @@
 //! Settings of `run`: which application, as whom, and who sets the rules.
 
-use std::ffi::OsString;
+use std::{ffi::OsString, str::FromStr};
 
 use clap::{Args, builder::BoolishValueParser};
+use nix::sys::signal::Signal;
 
 use super::{Flags, Redirect, RedirectFlags, SettingsError};
 
@@ -22,6 +23,12 @@ pub struct LaunchFlags {
     pub(super) redirect: bool,
     #[command(flatten)]
     pub(super) rules: RedirectFlags,
+    /// The signal that asks the application to end: a name, or a number
+    ///
+    /// The sidecar itself is stopped with SIGTERM, and passes this one on when requests have ended. nginx and others end
+    /// in order at another: see STOPSIGNAL of their images.
+    #[arg(long, env = "WEFT_STOP_SIGNAL", value_name = "SIGNAL", default_value = "SIGTERM")]
+    pub(super) stop_signal: String,
     /// The command and its arguments, after `--`
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     pub(super) command: Vec<OsString>,
@@ -36,6 +43,8 @@ pub struct Launch {
     pub user: Option<AppUser>,
     /// Rules that are set before it starts.
     pub redirect: Option<Redirect>,
+    /// Asks it to end.
+    pub stop_signal: Signal,
 }
 
 /// A user and a group, by number: there is no `/etc/passwd` in many images.
@@ -62,8 +71,19 @@ impl Launch {
         } else {
             None
         };
-        Ok(Self { command: launch.command, user, redirect })
+        let stop_signal = signal(&launch.stop_signal)?;
+        Ok(Self { command: launch.command, user, redirect, stop_signal })
     }
+}
+
+fn signal(text: &str) -> Result<Signal, SettingsError> {
+    let name = text.trim().to_ascii_uppercase();
+    let known = match name.parse::<i32>() {
+        Ok(number) => Signal::try_from(number).ok(),
+        Err(_a_name) if name.starts_with("SIG") => Signal::from_str(&name).ok(),
+        Err(_a_name) => Signal::from_str(&format!("SIG{name}")).ok(),
+    };
+    known.ok_or_else(|| SettingsError::new("--stop-signal", text, "not a signal", "write a name, as in SIGQUIT"))
 }
 
 fn app_user(text: &str) -> Result<AppUser, SettingsError> {

@@ -180,6 +180,7 @@ fn flags_stand_before_or_after_the_subcommand() {
     let Some(Command::Run(flags)) = cli.command else { panic!("{:?}", cli.command) };
     let mut global = cli.flags;
     let launch = Launch::new(&mut global, flags, 0).unwrap();
+    assert_eq!(launch.stop_signal, nix::sys::signal::Signal::SIGTERM);
     assert_eq!((launch.command, launch.user, launch.redirect.is_none()), (command, None, true));
     assert_eq!(Settings::new(global, None, 1).unwrap().ports.len(), 1);
 }

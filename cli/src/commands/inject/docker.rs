@@ -72,7 +72,8 @@ fn look<'a>(
     images: &mut BTreeMap<String, Result<Image, String>>,
 ) -> anyhow::Result<Vec<&'a Service>> {
     let mut missing = Vec::new();
-    for service in &project.services {
+    let left_alone = |service: &&Service| service.labels.get("weft.mesh/inject").is_some_and(|label| label == "false");
+    for service in project.services.iter().filter(|service| !left_alone(service)) {
         let name = image_name(project, service);
         let output = docker().args(["image", "inspect", &name]).output().context("docker cannot be run")?;
         let image = match output.status.success() {

@@ -4,6 +4,7 @@
 //! .weft/                0700, so that modes below it matter only inside containers
 //!   .gitignore          all of it
 //!   control-plane/      the control plane's data directory
+//!   root.pem            0444: root certificate, for Prometheus
 //!   tokens/SERVICE      0444: the container's user reads its own
 //!   tokens.json         until when they are good
 //! ```
@@ -99,6 +100,10 @@ impl Folder {
         fs::set_permissions(self.path.join("tokens"), Permissions::from_mode(0o755))?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let result = runtime.block_on(self.tokens(connection, plan, options));
+        let root = self.path.join("control-plane/ca/root.pem");
+        if let Ok(pem) = fs::read_to_string(&root) {
+            write_public(&self.path.join("root.pem"), &pem)?;
+        }
         if user.other {
             give(&self.path.join("control-plane"), user)?;
         }
@@ -135,7 +140,7 @@ impl Folder {
                 Some(offline) => made(offline, identity).await?,
                 None => self.asked_for(connection, meshed, options, identity).await?,
             };
-            write_token(&file, &text)?;
+            write_public(&file, &text)?;
             known.insert(meshed.service.clone(), token);
             // Kept at once: what comes next may fail.
             files::write_private(&self.path.join(TOKENS), &serde_json::to_vec_pretty(&known)?)?;
@@ -235,8 +240,8 @@ fn known(text: String, identity: SpiffeId) -> anyhow::Result<(String, Known)> {
     Ok((text, Known { identity: identity.as_str().to_owned(), id, expires: SystemTime::now() + LIFE }))
 }
 
-/// Written in place: a container that runs has this very file mounted.
-fn write_token(file: &Path, text: &str) -> anyhow::Result<()> {
+/// For every user of a container. Written in place: one that runs has this very file mounted.
+fn write_public(file: &Path, text: &str) -> anyhow::Result<()> {
     let written = || {
         if file.exists() {
             fs::set_permissions(file, Permissions::from_mode(0o600))?;

@@ -117,6 +117,10 @@ fn service(meshed: &Meshed, options: &Options) -> Value {
     if let Some(networks) = &meshed.networks {
         service["networks"] = networks.iter().map(|name| (name.clone(), json!({}))).collect::<Map<_, _>>().into();
     }
+    if meshed.stop_signal.is_some() {
+        // The sidecar's; it passes the service's own on.
+        service["stop_signal"] = json!("SIGTERM");
+    }
     if meshed.healthcheck {
         service["healthcheck"] = json!({
             "test": ["CMD", sidecar, "wait", "--timeout", "1s"],
@@ -155,6 +159,9 @@ fn environment(meshed: &Meshed, options: &Options) -> Map<String, Value> {
         set("WEFT_UPSTREAMS", upstreams);
     }
     set("WEFT_DRAIN", format!("{}ms", meshed.drain.as_millis()));
+    if let Some(signal) = &meshed.stop_signal {
+        set("WEFT_STOP_SIGNAL", signal.clone());
+    }
     if !meshed.no_proxy.is_empty() {
         set("NO_PROXY", comma(meshed.no_proxy.iter().cloned()));
     }

@@ -285,7 +285,9 @@ impl<'a> Chosen<'a> {
             healthcheck: !self.service.healthcheck && !self.image.is_some_and(|image| image.healthcheck),
             drain: grace.saturating_sub(AFTER_DRAIN).clamp(SHORTEST_DRAIN, LONGEST_DRAIN),
             networks: networks.own.then(|| joined.into_iter().chain([OWN_NETWORK.to_owned()]).collect()),
-            stop_signal: signal.filter(|signal| !matches!(signal.as_str(), "SIGTERM" | "TERM" | "15")),
+            // Real-time signals (of systemd's images, say) are not passed on: those get SIGTERM.
+            stop_signal: signal
+                .filter(|signal| !matches!(signal.as_str(), "SIGTERM" | "TERM" | "15") && !signal.contains("RTM")),
             notes: self.notes.clone(),
         }
     }
