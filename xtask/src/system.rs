@@ -30,7 +30,8 @@ pub fn packages(names: &[&str]) -> Result<()> {
     args.extend(&missing);
     run::program(Path::new("/"), "apt-get", &args, &[("DEBIAN_FRONTEND", "noninteractive".to_owned())])?;
     // Where services start by themselves, these are not wanted: benchmark and tests start their own.
-    for (package, service) in [("nginx-light", "nginx"), ("prometheus", "prometheus")] {
+    for (package, service) in [("nginx-light", "nginx"), ("prometheus", "prometheus"), ("redis-server", "redis-server")]
+    {
         if missing.contains(&package) && Path::new("/run/systemd/system").exists() {
             run::program(Path::new("/"), "systemctl", &["disable", "--now", service], &[])?;
         }
@@ -64,6 +65,8 @@ fn installed(package: &str) -> bool {
         "linux-perf" => &["perf", "--version"],
         "prometheus" => &["promtool", "--version"],
         "iproute2" => &["ip", "-V"],
+        "tcpdump" => &["tcpdump", "--version"],
+        "redis-server" => &["redis-server", "--version"],
         "docker.io" => &["dockerd", "--version"],
         "nftables" => &["nft", "--version"],
         "iptables" => &["iptables", "--version"],

@@ -126,6 +126,8 @@ fn deploy(root: &Path) -> Result<()> {
     let test = ["test", "-p", "weft-tests", "--test", "deploy", "--locked", "--", "--test-threads=2"];
     match Engine::start(root) {
         Ok(engine) => {
+            // What is captured, and applications that are not Weft's.
+            system::packages(&["tcpdump", "curl", "nginx-light", "redis-server"])?;
             let images = test_images(root)?;
             images::load(root, &images, &engine.env)?;
             let folder = images.first().and_then(|file| file.parent()).context("no image was made")?;

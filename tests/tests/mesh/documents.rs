@@ -3,7 +3,8 @@
 //! A `sh` block has a comment before it that says how: `<!-- run -->`, `<!-- run: background until: COMMAND -->` (it goes
 //! on running, and what follows waits until COMMAND succeeds), `<!-- run: with kustomize -->` (left out, and said so, where
 //! there is none), or `<!-- not run: REASON -->`. A block after `<!-- file: NAME -->` is written to that file. The
-//! repository's `deploy` is there.
+//! repository's `deploy` is there. What is to be `run with an engine` is, by the tests of
+//! deployments.
 
 use std::{
     path::{Path, PathBuf},
@@ -169,6 +170,7 @@ fn read_order(comment: &str) -> Option<Order> {
     match comment {
         "run" => Some(Order::Run),
         "run: with kustomize" => Some(Order::WithKustomize),
+        "run with an engine" => Some(Order::NotRun),
         _ if comment.starts_with("not run: ") => Some(Order::NotRun),
         _ => None,
     }
