@@ -1,5 +1,7 @@
 //! Transparent mode between hosts: real sidecars in network namespaces, rules that redirect, and a look at the wire.
 
+mod names;
+
 use std::{
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
