@@ -3,4 +3,5 @@
 //! Without an engine (or without root to start one) each test says what it left out.
 
 mod check;
+mod compose;
 mod images;

@@ -1,0 +1,61 @@
+//! Images of programs that are on this machine: the program, its libraries, and what else it opens.
+
+use std::{
+    collections::BTreeSet,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, ensure};
+use weft_tests::docker::output;
+
+/// An image; removed when dropped.
+pub struct Packed {
+    /// Its name.
+    pub name: String,
+}
+
+impl Packed {
+    /// Packs programs with what `ldd` says of them, and further files and folders. `changes`: lines of a Dockerfile.
+    pub fn new(what: &str, programs: &[&str], more: &[&str], own: &[(&str, &str)], changes: &[&str]) -> Result<Self> {
+        let mut paths: BTreeSet<String> = programs.iter().chain(more).map(|path| (*path).to_owned()).collect();
+        for program in programs {
+            let needs = output("ldd", &[program], None)?;
+            paths.extend(needs.split_whitespace().filter(|word| word.starts_with('/')).map(str::to_owned));
+        }
+        let folder = tempfile::tempdir()?;
+        for (path, content) in own {
+            let path = folder.path().join(path.trim_start_matches('/'));
+            std::fs::create_dir_all(path.parent().context("it lies in a folder")?)?;
+            std::fs::write(path, content)?;
+        }
+        std::fs::create_dir_all(folder.path().join("tmp"))?;
+        let packed = Self { name: format!("{}:test", weft_tests::docker::unique(what)) };
+        let mut tar = Command::new("tar")
+            .args(["--create", "--dereference", "--exclude=__pycache__", "--exclude=test", "--directory=/"])
+            .args(paths.iter().map(|path| path.trim_start_matches('/')))
+            .arg(format!("--directory={}", folder.path().display()))
+            .args(own.iter().map(|(path, _)| path.trim_start_matches('/')).chain(["tmp"]))
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("tar")?;
+        let archive = tar.stdout.take().context("it has been asked for")?;
+        let changes = changes.iter().flat_map(|change| ["--change", change]);
+        let imported = Command::new("docker")
+            .arg("import")
+            .args(changes)
+            .args(["-", &packed.name])
+            .stdin(archive)
+            .stdout(Stdio::null())
+            .status()?;
+        ensure!(tar.wait()?.success() && imported.success(), "{what} could not be packed");
+        Ok(packed)
+    }
+}
+
+impl Drop for Packed {
+    fn drop(&mut self) {
+        if let Err(error) = weft_tests::docker::docker(&["rmi", "--force", &self.name]) {
+            eprintln!("an image is left: {error:#}");
+        }
+    }
+}
