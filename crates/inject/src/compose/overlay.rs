@@ -99,9 +99,6 @@ fn service(meshed: &Meshed, options: &Options) -> Value {
     service["environment"] = Value::Object(environment(meshed, options));
     service["secrets"] = json!([secret(meshed)]);
     service["volumes"] = json!([{ "type": "volume", "source": BINARIES, "target": BINARIES_AT, "read_only": true }]);
-    if meshed.data_in_memory {
-        service["tmpfs"] = json!([format!("{DATA_AT}:mode=1777,size=16m")]);
-    }
     service["depends_on"] = json!({
         CONTROL_PLANE: { "condition": "service_healthy" },
         INSTALL: { "condition": "service_completed_successfully" },
@@ -139,7 +136,10 @@ fn environment(meshed: &Meshed, options: &Options) -> Map<String, Value> {
     };
     set("WEFT_CONTROL_PLANE", format!("{CONTROL_PLANE}:{}", options.grpc_port));
     set("WEFT_JOIN_TOKEN_FILE", format!("/run/secrets/{}", secret(meshed)));
-    set("WEFT_DATA_DIR", DATA_AT.to_owned());
+    set(
+        "WEFT_DATA_DIR",
+        if meshed.data_in_memory { format!("{MEMORY}/{}", secret(meshed)) } else { DATA_AT.to_owned() },
+    );
     set("WEFT_NAMESPACE", options.namespace.clone());
     set("WEFT_SERVICE", meshed.mesh.clone());
     if let Some(version) = &meshed.version {
@@ -189,3 +189,6 @@ const BINARIES: &str = "weft-bin";
 const BINARIES_AT: &str = "/weft-bin";
 /// Certificate, key and last known configuration of a sidecar.
 const DATA_AT: &str = "/weft-data";
+/// In memory and open to every user, also where the container is read-only: every container has it. A `tmpfs` of our own
+/// would get the mount point's mode when the container is started again, and be root's alone.
+const MEMORY: &str = "/dev/shm";

@@ -243,21 +243,29 @@ impl<'a> Chosen<'a> {
                 && !other.ports.is_empty()
                 && !joined.is_disjoint(&other.service.joined())
         });
-        let neighbours: Vec<Neighbour> = others
-            .map(|other| Neighbour {
-                names: self.calls(other.service),
-                mesh: other.mesh.clone(),
-                address: addresses[other.service.name.as_str()],
-                ports: other.ports.iter().map(|port| port.port).collect(),
-            })
-            .filter(|neighbour| !neighbour.names.is_empty())
-            .collect();
+        let all = others.map(|other| Neighbour {
+            names: self.calls(other.service),
+            mesh: other.mesh.clone(),
+            address: addresses[other.service.name.as_str()],
+            ports: other.ports.iter().map(|port| port.port).collect(),
+        });
+        let all = all.filter(|neighbour| !neighbour.names.is_empty());
+        // An application that listens on every address needs its port on all of loopback.
+        let (by_proxy, neighbours): (Vec<Neighbour>, Vec<Neighbour>) =
+            all.partition(|neighbour| neighbour.ports.iter().any(|port| self.listens(*port)));
+        let mut notes = self.notes.clone();
+        notes.extend(by_proxy.iter().map(|other| {
+            let mesh = &other.mesh;
+            format!("it listens on a port that {mesh} has, too: calls to {mesh} are in the mesh only by HTTP_PROXY")
+        }));
         let unmeshed = skipped.iter().filter_map(|skipped| project.service(&skipped.service));
         let unmeshed =
             unmeshed.filter(|other| !joined.is_disjoint(&other.joined())).flat_map(|other| self.calls(other));
         // The proxy would take these for names of the mesh: they lead to a local port, or past the mesh.
-        let aliases =
-            neighbours.iter().flat_map(|other| other.names.iter().filter(|name| **name != other.mesh).cloned());
+        let aliases = neighbours
+            .iter()
+            .chain(&by_proxy)
+            .flat_map(|other| other.names.iter().filter(|name| **name != other.mesh).cloned());
         let own = self.service.names().into_iter().filter(|name| *name != self.mesh);
         let mut no_proxy: Vec<String> = self.service.no_proxy.iter().cloned().collect();
         for name in aliases.chain(unmeshed).chain(own) {
@@ -288,8 +296,12 @@ impl<'a> Chosen<'a> {
             // Real-time signals (of systemd's images, say) are not passed on: those get SIGTERM.
             stop_signal: signal
                 .filter(|signal| !matches!(signal.as_str(), "SIGTERM" | "TERM" | "15") && !signal.contains("RTM")),
-            notes: self.notes.clone(),
+            notes,
         }
+    }
+
+    fn listens(&self, port: u16) -> bool {
+        self.ports.iter().any(|own| own.app_port == port)
     }
 
     /// The names by which this service calls another.
@@ -332,7 +344,9 @@ fn command(
 
 fn found_ports(service: &Service, image: Option<&Image>, notes: &mut Vec<String>) -> Result<Vec<Port>, InjectError> {
     let mut found = service.ports.clone();
-    for port in image.iter().flat_map(|image| &image.exposed) {
+    // What an image exposes is what its own entrypoint listens on.
+    let of_image = image.filter(|_| service.entrypoint.is_none());
+    for port in of_image.iter().flat_map(|image| &image.exposed) {
         found.extend(exposed(&format!("the image of services.{}", service.name), port)?);
     }
     let mut ports: Vec<Port> = Vec::new();

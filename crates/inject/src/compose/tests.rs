@@ -16,7 +16,7 @@ services:
   orders_api:
     build: .
     command: ["serve", "--greeting", "$$HELLO"]
-    labels: { weft.mesh/service: orders, weft.mesh/version: v2, weft.mesh/ports: "8080/http" }
+    labels: { weft.mesh/service: orders, weft.mesh/version: v2, weft.mesh/ports: "7000/http" }
     read_only: true
     user: "1000"
     stop_grace_period: 30s
@@ -115,6 +115,28 @@ fn the_control_plane_meets_the_services_where_all_are() {
     assert!(!plan.own_network);
     // An internal network publishes no ports.
     assert_eq!(networks, ["all", "default"]);
+}
+
+#[test]
+fn a_neighbour_on_the_same_port_is_called_by_the_proxy() {
+    let file = "services: { frontend: { image: f, expose: [80], links: ['cache:store'] }, cache: { image: c, expose: [80] }, \
+                migrate: { image: m } }";
+    let plan = planned(file, &options()).unwrap();
+    let of = |name: &str| plan.meshed.iter().find(|meshed| meshed.service == name).unwrap();
+    let calls = |name: &str| of(name).neighbours.iter().map(|other| other.mesh.as_str()).collect::<Vec<_>>();
+    // Else the sidecar would hold the port on which the application wants to listen.
+    assert_eq!((calls("frontend"), calls("migrate")), (vec![], vec!["frontend", "cache"]));
+    assert!(of("frontend").notes.iter().any(|note| note.contains("cache") && note.contains("HTTP_PROXY")));
+    assert!(of("frontend").no_proxy.contains(&"store".to_owned()), "a name that the mesh does not know");
+}
+
+#[test]
+fn what_an_image_exposes_is_its_own_entrypoints() {
+    let ports = |entrypoint: &str| {
+        let plan = planned(&format!("services: {{ cache: {{ image: redis{entrypoint} }} }}"), &options()).unwrap();
+        plan.meshed[0].ports.iter().map(|port| port.port).collect::<Vec<_>>()
+    };
+    assert_eq!((ports(""), ports(", entrypoint: [redis-cli]")), (vec![6379], vec![]));
 }
 
 #[test]

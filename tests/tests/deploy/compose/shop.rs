@@ -82,14 +82,18 @@ async fn a_shop_in_a_mesh() -> Result<()> {
     // The control plane is gone, and back: nobody minds.
     team.project.compose(&["stop", "weft-control-plane"])?;
     calls(port, 20).await?;
-    docker(&["restart", "--time", "10", &victims[1]])?;
-    calls(port, 20).await?;
     team.project.compose(&["start", "weft-control-plane"])?;
     wait_for("the control plane", PATIENCE, async || team.status().ok()).await?;
     calls(port, 20).await?;
 
+    // A container that is started again joins anew: what it had was in memory.
+    docker(&["restart", "--time", "10", &victims[1]])?;
+    team.workloads_ready(4).await?;
+    assert_eq!(team.containers("orders")?.len(), 2);
+    calls(port, 20).await?;
+
     // It runs: a token for a new service comes by its API.
-    let more = file.replace("\n  prometheus:", "\n  late:\n    <<: *app\n    command: [demo-app]\n\n  prometheus:");
+    let more = file.replacen("\n  prometheus:", "\n  late:\n    <<: *app\n    command: [demo-app]\n\n  prometheus:", 1);
     std::fs::write(team.path("compose.yaml"), more)?;
     let kept = std::fs::read(team.path(".weft/tokens/orders"))?;
     team.inject(&[])?;
