@@ -4,6 +4,7 @@
 
 mod rules;
 mod traffic;
+mod wrapper;
 
 use std::{
     net::{IpAddr, SocketAddr},
