@@ -62,7 +62,7 @@ impl Answers {
     pub fn new(shared: Arc<Shared>, metrics: Metrics) -> Self {
         Self {
             names: Names::new(shared.clone()),
-            forward: Forward::new(shared.settings.transparent.mark),
+            forward: Forward::default(),
             cache: RefCell::default(),
             search: RefCell::new(Rc::new([])),
             ipv6: Cell::new(false),

@@ -20,6 +20,7 @@ use tokio::{
 };
 
 use super::wire::{self, Query, Shape, code};
+use crate::mark;
 
 /// How long one resolver has for an answer.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -48,12 +49,10 @@ pub struct Answered {
     pub shape: Shape,
 }
 
-/// The resolvers.
-#[derive(Debug)]
+/// The resolvers; none yet.
+#[derive(Debug, Default)]
 pub struct Forward {
     servers: RefCell<Rc<[Server]>>,
-    /// Mark of the sockets, so that rules let them pass.
-    mark: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -63,11 +62,6 @@ struct Server {
 }
 
 impl Forward {
-    /// Asks nobody yet.
-    pub fn new(mark: Option<u32>) -> Self {
-        Self { servers: RefCell::new(Rc::new([])), mark }
-    }
-
     /// Asks these from now on.
     pub fn set(&self, servers: &[SocketAddr]) {
         let server = |address: &SocketAddr| Server { address: *address, avoided_until: Cell::new(None) };
@@ -105,7 +99,7 @@ impl Forward {
 
     async fn by_udp(&self, server: SocketAddr, message: &[u8], query: &Query) -> io::Result<Answered> {
         let socket = Socket::new(Domain::for_address(server), Type::DGRAM, Some(Protocol::UDP))?;
-        self.prepare(&socket)?;
+        prepare(&socket)?;
         let any: SocketAddr =
             if server.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
         socket.bind(&any.into())?;
@@ -128,7 +122,7 @@ impl Forward {
 
     async fn by_tcp(&self, server: SocketAddr, message: &[u8], query: &Query) -> io::Result<Answered> {
         let socket = Socket::new(Domain::for_address(server), Type::STREAM, Some(Protocol::TCP))?;
-        self.prepare(&socket)?;
+        prepare(&socket)?;
         let mut stream: TcpStream = TcpSocket::from_std_stream(socket.into()).connect(server).await?;
         let (message, id) = renumbered(message)?;
         stream.write_all(&framed(&message)).await?;
@@ -140,15 +134,11 @@ impl Forward {
         wire::set_id(&mut bytes, query.id);
         Ok(Answered { bytes, shape })
     }
+}
 
-    fn prepare(&self, socket: &Socket) -> io::Result<()> {
-        socket.set_nonblocking(true)?;
-        if let Some(mark) = self.mark {
-            // Without the right to set it, rules tell the sidecar by its user.
-            drop(socket.set_mark(mark));
-        }
-        Ok(())
-    }
+fn prepare(socket: &Socket) -> io::Result<()> {
+    socket.set_nonblocking(true)?;
+    mark::prepare(socket)
 }
 
 /// Those that answered last time first.
