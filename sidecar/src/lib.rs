@@ -13,7 +13,10 @@ use std::{ffi::OsString, process::ExitCode};
 
 use clap::Parser;
 
-use crate::settings::{Cli, Command, Flags, Init, InitFlags, JOIN_TOKEN, Launch, Redirect, Settings};
+use crate::settings::{
+    Accounts, Cli, Command, Flags, Init, InitFlags, JOIN_TOKEN, Launch, LaunchFlags, Own, PauseFlags, Redirect,
+    Settings, SettingsError,
+};
 
 pub mod admin;
 pub mod alarm;
@@ -35,6 +38,7 @@ pub mod lend;
 pub mod listener;
 pub mod mark;
 pub mod metrics;
+pub mod pause;
 pub mod policy;
 pub mod reason;
 pub mod reconnect;
@@ -83,13 +87,19 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             Err(error) => complain(&error, FAILED),
         };
     }
+    if let Some(Command::Pause(flags)) = cli.command {
+        return hold_namespace(&cli.flags, flags);
+    }
     if let Some(Command::Init(init)) = cli.command {
         return init_rules(&cli.flags, init);
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let launch = match cli.command {
-        Some(Command::Run(launch)) => Some(Launch::new(&mut cli.flags, launch, nix::unistd::geteuid().as_raw())),
-        Some(Command::Serve | Command::Init(_) | Command::Install { .. } | Command::Wait { .. }) | None => None,
+        Some(Command::Run(launch)) => Some(wrapped(&mut cli.flags, launch)),
+        Some(
+            Command::Serve | Command::Init(_) | Command::Install { .. } | Command::Pause(_) | Command::Wait { .. },
+        )
+        | None => None,
     };
     let launch = match launch.transpose() {
         Ok(launch) => launch,
@@ -111,6 +121,12 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     }
     start::run(settings, launch, log).unwrap_or_else(|error| complain(&error, FAILED))
+}
+
+fn wrapped(flags: &mut Flags, launch: LaunchFlags) -> Result<Launch, SettingsError> {
+    let home = std::env::var("HOME").ok();
+    let uid = nix::unistd::geteuid().as_raw();
+    Launch::new(flags, launch, Own { uid, home: home.as_deref(), accounts: &Accounts::here() })
 }
 
 fn wait_until_ready(flags: &Flags, timeout: &str) -> ExitCode {
@@ -142,6 +158,20 @@ fn init_rules(flags: &Flags, init: InitFlags) -> ExitCode {
         }
         Err(error) => complain(&error, FAILED),
     }
+}
+
+fn hold_namespace(flags: &Flags, pause: PauseFlags) -> ExitCode {
+    let redirect = match pause.redirect(flags) {
+        Ok(redirect) => redirect,
+        Err(error) => return complain(&error, USAGE),
+    };
+    if let Some(Redirect { plan, setter }) = redirect {
+        match setter.apply(&plan) {
+            Ok(by) => println!("{plan}, by {by}"),
+            Err(error) => return complain(&error, FAILED),
+        }
+    }
+    pause::pause().map_or_else(|error| complain(&error, FAILED), |()| ExitCode::SUCCESS)
 }
 
 fn complain(error: &dyn std::error::Error, status: u8) -> ExitCode {

@@ -3,6 +3,7 @@
 //! [`Flags`] is what clap reads; [`Settings`] is what the sidecar obeys. An error names the flag, the value and what to
 //! do about it.
 
+mod accounts;
 mod cli;
 mod launch;
 mod parse;
@@ -28,9 +29,10 @@ use self::parse::{
     key_value, label, missing, port, upstream, workers,
 };
 pub use self::{
+    accounts::{Accounts, AppUser},
     cli::{Cli, Command},
-    launch::{AppUser, Launch, LaunchFlags},
-    redirect::{Init, InitFlags, Redirect, RedirectFlags},
+    launch::{Launch, LaunchFlags, Own},
+    redirect::{Init, InitFlags, PauseFlags, Redirect, RedirectFlags},
     transparent::{MARK, Probe, ProbeKind, Transparent, TransparentFlags},
 };
 

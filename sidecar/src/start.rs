@@ -8,6 +8,7 @@
 //! The control thread is the calling thread, a runtime of its own; each worker is a thread with a runtime of its own.
 
 use std::{
+    ffi::OsString,
     io,
     process::ExitCode,
     sync::Arc,
@@ -256,7 +257,7 @@ struct Life {
 impl Life {
     /// The exit status.
     async fn run(mut self, launch: Option<Launch>) -> u8 {
-        let Some(Launch { command, user, redirect, stop_signal }) = launch else {
+        let Some(launch) = launch else {
             self.until_asked(None).await;
             let shared = self.shared.clone();
             self.drain(async move {
@@ -274,14 +275,10 @@ impl Life {
                 return ASKED_BEFORE_START;
             }
         }
-        // What it was given for the rules is no business of the application's.
-        let privileges =
-            if user.is_some() || redirect.is_some() { Privileges::WithoutNetwork } else { Privileges::Own };
-        let upstreams: Vec<_> =
-            self.addresses.upstreams.iter().map(|(_, authority, address)| (authority.clone(), *address)).collect();
-        let no_proxy = std::env::var_os("NO_PROXY").or_else(|| std::env::var_os("no_proxy"));
-        let environment = wrapper::environment(self.addresses.outbound, &upstreams, no_proxy.as_deref());
-        let started = Application::start(&command, user, privileges, &environment, std::process::id() == 1);
+        let environment = self.environment(&launch);
+        let Launch { command, user, without, stop_signal, .. } = launch;
+        let privileges = Privileges { user, without };
+        let started = Application::start(&command, &privileges, &environment, std::process::id() == 1);
         let application = match started {
             Ok(application) => application,
             Err(error) => {
@@ -301,6 +298,20 @@ impl Life {
                 self.drain_with(&application, stop_signal).await
             }
         }
+    }
+
+    /// What the application's environment has beyond the sidecar's.
+    fn environment(&self, launch: &Launch) -> Vec<(String, OsString)> {
+        let upstreams: Vec<_> =
+            self.addresses.upstreams.iter().map(|(_, authority, address)| (authority.clone(), *address)).collect();
+        let no_proxy = std::env::var_os("NO_PROXY").or_else(|| std::env::var_os("no_proxy"));
+        let mut environment = wrapper::environment(self.addresses.outbound, &upstreams, no_proxy.as_deref());
+        if self.shared.settings.transparent.on {
+            // Its connections come by themselves, and each by its own destination.
+            environment.retain(|(name, _)| !name.to_ascii_lowercase().ends_with("_proxy"));
+        }
+        environment.extend(launch.home.as_ref().map(|home| ("HOME".to_owned(), home.clone().into())));
+        environment
     }
 
     async fn until_asked(&mut self, application: Option<&Application>) {

@@ -7,16 +7,20 @@
 //! | `HTTP_PROXY`, `http_proxy` | `http://` and the outbound port: HTTP libraries call the mesh without further ado |
 //! | `NO_PROXY`, `no_proxy` | what was there, and this machine's own names |
 //! | `WEFT_OUTBOUND` | address of the outbound port |
+//! | `HOME` | its user's, when it has one of its own and HOME was the sidecar's |
 //! | `WEFT_UPSTREAM_NAME_NAMESPACE_PORT` | address of the local port for each `--upstream` |
 //!
+//! In transparent mode there are no proxy variables.
+//!
 //! As process 1 of a container it takes in orphans, too, so that none stays a zombie.
+
+mod privileges;
 
 use std::{
     ffi::{OsStr, OsString},
     io,
     net::SocketAddr,
-    os::unix::process::CommandExt,
-    process::{Child, Command},
+    process::Command,
 };
 
 use nix::{
@@ -27,13 +31,13 @@ use nix::{
     },
     unistd::Pid,
 };
-use rustix::thread::{self, CapabilitySet};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
 
-use crate::settings::{AppUser, JOIN_TOKEN};
+pub use self::privileges::Privileges;
+use crate::settings::JOIN_TOKEN;
 
 /// As shells do: the command was not found, or could not be run.
 pub const NOT_FOUND: u8 = 127;
@@ -48,7 +52,7 @@ pub struct Application {
 }
 
 impl Application {
-    /// Starts a command. `user`: as whom, without further groups. `privileges`: what it may do. `environment`: from [`environment`]. `orphans`: this is
+    /// Starts a command. `privileges`: as whom, and what it may do. `environment`: from [`environment`]. `orphans`: this is
     /// process 1, others' children are taken in.
     ///
     /// # Errors
@@ -58,8 +62,7 @@ impl Application {
     /// Outside a tokio runtime.
     pub fn start(
         command: &[OsString],
-        user: Option<AppUser>,
-        privileges: Privileges,
+        privileges: &Privileges,
         environment: &[(String, OsString)],
         orphans: bool,
     ) -> io::Result<Self> {
@@ -70,10 +73,6 @@ impl Application {
         let mut ends = signal(SignalKind::child())?;
         let mut child = Command::new(program);
         child.args(arguments).env_remove(JOIN_TOKEN).envs(environment.iter().map(|(name, value)| (name, value)));
-        if let Some(user) = user {
-            // With root's power to do so, this also empties the list of further groups.
-            child.uid(user.uid).gid(user.gid);
-        }
         let child = privileges.spawn(&mut child)?;
         let pid = Pid::from_raw(i32::try_from(child.id()).expect("a process id is positive and 31 bits long"));
         let (sender, status) = watch::channel(None);
@@ -114,49 +113,6 @@ impl Application {
         let mut status = self.status.clone();
         let ended = status.wait_for(Option::is_some).await;
         ended.ok().and_then(|status| *status).unwrap_or(NOT_RUNNABLE)
-    }
-}
-
-/// Which of the sidecar's capabilities an application gets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Privileges {
-    /// All that its user can have.
-    Own,
-    /// All but CAP_NET_ADMIN, whatever its user: it could change the rules, or send what they let pass.
-    WithoutNetwork,
-}
-
-impl Privileges {
-    fn spawn(self, command: &mut Command) -> io::Result<Child> {
-        match self {
-            Self::Own => command.spawn(),
-            // Capabilities are a thread's, and a child has those of the thread that starts it.
-            Self::WithoutNetwork => std::thread::scope(|scope| {
-                let starter = scope.spawn(|| {
-                    give_up_network();
-                    command.spawn()
-                });
-                starter.join().unwrap_or_else(|_| Err(io::Error::other("the thread that starts it panicked")))
-            }),
-        }
-    }
-}
-
-/// This thread, and what it starts, can never have CAP_NET_ADMIN again. What it has itself goes with it.
-fn give_up_network() {
-    const ADMIN: CapabilitySet = CapabilitySet::NET_ADMIN;
-    // Not inheritable: then neither ambient, which would survive the start of a program.
-    let rest = thread::capabilities(None).and_then(|mut sets| {
-        sets.inheritable.remove(ADMIN);
-        thread::set_capabilities(None, sets)
-    });
-    // Out of bounds: root, or a program with the capability in its file, would have it otherwise.
-    if let Err(error) = rest.and_then(|()| thread::remove_capability_from_bounding_set(ADMIN)) {
-        tracing::warn!(
-            %error,
-            "CAP_NET_ADMIN could not be put out of the application's reach, which needs CAP_SETPCAP: give it a user other \
-             than root with --app-user"
-        );
     }
 }
 
@@ -229,7 +185,7 @@ mod tests {
 
     fn sh(script: &str) -> Application {
         let command = ["sh", "-c", script].map(OsString::from);
-        Application::start(&command, None, Privileges::Own, &[("GREETING".to_owned(), "hello".into())], false).unwrap()
+        Application::start(&command, &Privileges::default(), &[("GREETING".to_owned(), "hello".into())], false).unwrap()
     }
 
     #[tokio::test]
@@ -262,42 +218,10 @@ mod tests {
     #[tokio::test]
     async fn a_command_that_is_not_there() {
         let error =
-            Application::start(&["/nonexistent/program".into()], None, Privileges::Own, &[], false).unwrap_err();
+            Application::start(&["/nonexistent/program".into()], &Privileges::default(), &[], false).unwrap_err();
         assert_eq!(status_of(&error), NOT_FOUND);
-        let error = Application::start(&["/etc/passwd".into()], None, Privileges::Own, &[], false).unwrap_err();
+        let error = Application::start(&["/etc/passwd".into()], &Privileges::default(), &[], false).unwrap_err();
         assert_eq!(status_of(&error), NOT_RUNNABLE);
-    }
-
-    #[tokio::test]
-    async fn the_application_has_its_user_and_no_power_over_the_network() {
-        if !nix::unistd::geteuid().is_root() {
-            println!("left out: starting an application as another user needs root");
-            return;
-        }
-        let own = std::fs::read_to_string("/proc/self/status").unwrap();
-        let script = r#"
-            test "$(id -u):$(id -g):$(id -G)" = "$1" || exit 2
-            while read -r name mask; do
-                case $name in
-                CapInh:|CapPrm:|CapEff:|CapBnd:|CapAmb:) test $((0x$mask >> 12 & 1)) = 0 || exit 3 ;;
-                NoNewPrivs:) test "$mask" = "$2" || exit 4 ;;
-                esac
-                case "$1 $name" in
-                0:*) ;;
-                *CapEff:) test $((0x$mask)) = 0 || exit 5 ;;
-                esac
-            done </proc/self/status
-            exit 42"#;
-        let no_new = own.lines().find_map(|line| line.strip_prefix("NoNewPrivs:")).unwrap().trim().to_owned();
-        for (user, groups) in [((1234, 50), "1234:50:50"), ((1234, 1234), "1234:1234:1234"), ((0, 0), "0:0:0")] {
-            let command = ["sh", "-c", script, "sh", groups, &no_new].map(OsString::from);
-            let user = Some(AppUser { uid: user.0, gid: user.1 });
-            let application = Application::start(&command, user, Privileges::WithoutNetwork, &[], false).unwrap();
-            assert_eq!(application.ended().await, 42, "{groups}");
-        }
-        let bounds = |status: &str| status.lines().filter(|line| line.starts_with("Cap")).collect::<Vec<_>>().join(" ");
-        let after = std::fs::read_to_string("/proc/self/status").unwrap();
-        assert_eq!(bounds(&after), bounds(&own), "the sidecar keeps what it has");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use super::{Flags, InitFlags, LaunchFlags};
+use super::{Flags, InitFlags, LaunchFlags, PauseFlags};
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -54,6 +54,10 @@ pub enum Command {
         #[arg(long, env = "WEFT_TOOLS", value_name = "DIR")]
         tools: Option<PathBuf>,
     },
+    /// Hold a network namespace that other containers join, and do nothing else, until SIGTERM
+    ///
+    /// For a container that owns the network, so that sidecar and application come and go without losing it.
+    Pause(PauseFlags),
     /// Return when the sidecar of this machine is ready
     ///
     /// For an application that is started beside its sidecar, and not by it: asks /ready at the address of --metrics

@@ -83,6 +83,18 @@ pub struct InitFlags {
     pub(super) remove: bool,
 }
 
+/// Flags of `pause`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct PauseFlags {
+    /// Set the rules of `init` first; then give up every capability
+    ///
+    /// Needs CAP_NET_ADMIN. The rules are there again whenever this is started again, as after a restart of the machine.
+    #[arg(long, env = "WEFT_REDIRECT", value_parser = BoolishValueParser::new())]
+    redirect: bool,
+    #[command(flatten)]
+    rules: RedirectFlags,
+}
+
 /// Which rules, and who sets them.
 #[derive(Debug)]
 pub struct Redirect {
@@ -115,6 +127,16 @@ impl Init {
         let dry_run = init.dry_run;
         let redirect = Redirect::new(flags, init.redirect, &[UID])?;
         Ok(if dry_run { Self::Print(redirect) } else { Self::Apply(redirect) })
+    }
+}
+
+impl PauseFlags {
+    /// The rules to set.
+    ///
+    /// # Errors
+    /// The first flag that cannot be obeyed.
+    pub fn redirect(self, flags: &Flags) -> Result<Option<Redirect>, SettingsError> {
+        self.redirect.then(|| Redirect::new(flags, self.rules, &[UID])).transpose()
     }
 }
 

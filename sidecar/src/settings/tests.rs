@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 
 use clap::Parser as _;
+use rustix::thread::CapabilitySet;
 
 use super::*;
 
@@ -142,16 +143,35 @@ fn transparent() {
 
 #[test]
 fn the_applications_user() {
-    let launch = |flags: &[&str]| {
+    let accounts =
+        Accounts { passwd: "root:x:0:0::/root:\napp:x:1000:50::/home/app:\n".to_owned(), group: String::new() };
+    let launch_at = |flags: &[&str], home: Option<&str>| {
         let args = BASE.iter().copied().chain(["run"]).chain(flags.iter().copied()).chain(["--", "true"]);
         let mut cli = Cli::try_parse_from(args).unwrap();
         let Some(Command::Run(flags)) = cli.command else { panic!("not run") };
-        let launch = Launch::new(&mut cli.flags, flags, 0).map_err(|error| error.to_string())?;
+        let launch = Launch::new(&mut cli.flags, flags, Own { uid: 0, home, accounts: &accounts })
+            .map_err(|error| error.to_string())?;
         Ok::<_, String>((launch, Settings::new(cli.flags, None, 1).unwrap().transparent))
     };
-    for (text, uid, gid) in [("1000", 1000, 1000), ("1000:50", 1000, 50), ("0", 0, 0)] {
-        assert_eq!(launch(&["--app-user", text]).unwrap().0.user, Some(AppUser { uid, gid }), "{text}");
+    let launch = |flags: &[&str]| launch_at(flags, Some("/root"));
+    for (text, uid, gid) in [("app", 1000, 50), ("1000:7", 1000, 7), ("0", 0, 0)] {
+        let user = launch(&["--app-user", text]).unwrap().0.user.unwrap();
+        assert_eq!((user.uid, user.gid), (uid, gid), "{text}");
     }
+    let home = |user: &str, home: Option<&str>| {
+        launch_at(&["--app-user", user], home).unwrap().0.home.map(|home| home.display().to_string())
+    };
+    assert_eq!(home("app", Some("/root")).as_deref(), Some("/home/app"), "an engine's for root");
+    assert_eq!(home("app", None).as_deref(), Some("/home/app"));
+    assert_eq!(home("9", Some("/root")).as_deref(), Some("/"));
+    assert_eq!(home("app", Some("/data")), None, "somebody has set it");
+    assert_eq!(home("root", Some("/root")), None);
+    let without = |flags: &[&str]| launch(flags).map(|launch| launch.0.without);
+    assert_eq!(without(&[]).unwrap(), CapabilitySet::empty());
+    assert_eq!(without(&["--redirect"]).unwrap(), CapabilitySet::NET_ADMIN);
+    assert_eq!(without(&["--app-drop=kill,CAP_SETUID"]).unwrap(), CapabilitySet::KILL | CapabilitySet::SETUID);
+    let error = without(&["--app-drop=EVERYTHING"]).unwrap_err();
+    assert!(error.contains("--app-drop") && error.contains("EVERYTHING"), "{error}");
     let uids = |flags: &[&str]| launch(flags).unwrap().0.redirect.unwrap().plan.uids;
     assert_eq!(uids(&["--redirect"]), [0_u32; 0], "told by its mark");
     assert_eq!(uids(&["--redirect", "--app-user=1000"]), [0], "and by its user, since the application has another");
@@ -159,7 +179,7 @@ fn the_applications_user() {
     assert!(launch(&["--redirect"]).unwrap().1.on && !launch(&[]).unwrap().1.on);
     let error = launch(&["--redirect", "--mark=off"]).unwrap_err();
     assert!(error.contains("come back"), "{error}");
-    for text in ["nobody", "1:", "4294967295", "-1"] {
+    for text in ["nobody", "1:"] {
         let error = launch(&[&format!("--app-user={text}")]).unwrap_err();
         assert!(error.contains("--app-user") && error.contains(text) && error.contains("1000:1000"), "{error}");
     }
@@ -179,7 +199,7 @@ fn flags_stand_before_or_after_the_subcommand() {
     let command = ["sh", "-c", "exit 3", "--port"].map(OsString::from).to_vec();
     let Some(Command::Run(flags)) = cli.command else { panic!("{:?}", cli.command) };
     let mut global = cli.flags;
-    let launch = Launch::new(&mut global, flags, 0).unwrap();
+    let launch = Launch::new(&mut global, flags, Own { uid: 0, home: None, accounts: &Accounts::default() }).unwrap();
     assert_eq!(launch.stop_signal, nix::sys::signal::Signal::SIGTERM);
     assert_eq!((launch.command, launch.user, launch.redirect.is_none()), (command, None, true));
     assert_eq!(Settings::new(global, None, 1).unwrap().ports.len(), 1);
