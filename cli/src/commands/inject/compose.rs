@@ -22,6 +22,10 @@ use crate::{credential::Connection, failure::Failure, output};
 ///   weft.mesh/app-address: 10.0.0.1           where the application listens, if not on loopback
 ///   weft.mesh/inject: "false"                 leave it as it is
 ///
+/// By default applications call the mesh by local ports and HTTP_PROXY, and no container gets a privilege. --transparent
+/// takes their connections by redirect rules instead, for programs that ignore proxy variables; --separate leaves the
+/// team's containers as they are, and puts two beside each: its sidecar, and one that owns their network.
+///
 /// Example:
 ///   weft inject compose
 ///   docker compose -f compose.yaml -f compose.weft.yaml up --wait
@@ -41,6 +45,17 @@ pub struct Options {
     /// Not these services.
     #[arg(long, value_name = "SERVICE", value_delimiter = ',')]
     exclude: Vec<String>,
+    /// Redirect connections and DNS to the sidecars, instead of local ports and proxy variables.
+    ///
+    /// Containers get NET_ADMIN for the rules: those of the services, where the applications do not get it; with --separate
+    /// those that own the network.
+    #[arg(long)]
+    transparent: bool,
+    /// Sidecars in containers of their own, beside containers that nobody has changed.
+    ///
+    /// A service then has one container (no --scale). Jobs, whose end others wait for, are wrapped all the same.
+    #[arg(long)]
+    separate: bool,
     /// Before the names of Weft's images, as in registry.example/weft/.
     #[arg(long, value_name = "PREFIX", default_value = "")]
     image_prefix: String,
@@ -86,6 +101,8 @@ pub fn run(connection: &Connection, options: Options) -> Result<(), Failure> {
         namespace: options.namespace.clone(),
         only: options.only.clone(),
         exclude: options.exclude.clone(),
+        transparent: options.transparent,
+        separate: options.separate,
         image_prefix: options.image_prefix.clone(),
         version: options.image_version.clone(),
         control_plane_user: user.text(),

@@ -11,6 +11,7 @@
 mod file;
 mod image;
 mod labels;
+mod namespace;
 mod overlay;
 mod plan;
 mod ports;
@@ -25,7 +26,7 @@ pub use self::{
     image::Image,
     labels::PREFIX as LABEL_PREFIX,
     overlay::overlay,
-    plan::{Meshed, Neighbour, Options, Plan, Skipped, plan},
+    plan::{Form, Meshed, Neighbour, Options, Plan, Separate, Skipped, Wrapped, plan},
     ports::{Port, Protocol},
     text::text,
 };

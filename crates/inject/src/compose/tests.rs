@@ -63,6 +63,8 @@ fn options() -> Options {
         namespace: "default".to_owned(),
         only: Vec::new(),
         exclude: Vec::new(),
+        transparent: false,
+        separate: false,
         image_prefix: String::new(),
         version: "1.2.3".to_owned(),
         control_plane_user: "1000:1000".to_owned(),
@@ -83,6 +85,102 @@ fn a_shop() {
     let plan = planned(SHOP, &options()).unwrap();
     insta::assert_snapshot!("shop_overlay", overlay(&plan, &options()));
     insta::assert_snapshot!("shop_text", text(&plan));
+}
+
+#[test]
+fn a_shop_with_redirect_rules() {
+    let options = Options { transparent: true, command: "weft inject compose --transparent".to_owned(), ..options() };
+    let plan = planned(SHOP, &options).unwrap();
+    insta::assert_snapshot!("transparent_overlay", overlay(&plan, &options));
+    insta::assert_snapshot!("transparent_text", text(&plan));
+}
+
+const BESIDE: &str = r#"
+services:
+  frontend:
+    image: shop/frontend
+    ports: ["8080:8080"]
+    hostname: front
+    restart: always
+    environment: { WEFT_EXCLUDE_INBOUND_PORTS: "9000", WEFT_LOG: debug, OTHER: x }
+    networks: { default: { aliases: [www], ipv4_address: 10.1.1.1 }, back: null }
+    extra_hosts: ["old.example=10.2.2.2"]
+    links: ["orders:api", migrate]
+    sysctls: { net.core.somaxconn: "1024", kernel.shmmax: "9" }
+    depends_on: { migrate: { condition: service_completed_successfully } }
+  orders:
+    image: shop/orders
+    profiles: [more]
+    labels: { weft.mesh/ports: "7000/http" }
+    stop_grace_period: 30s
+  migrate: { image: shop/orders, entrypoint: [/migrate] }
+networks: { back: {} }
+"#;
+
+#[test]
+fn sidecars_in_containers_of_their_own() {
+    let separate = Options { separate: true, command: "weft inject compose --separate".to_owned(), ..options() };
+    let plan = planned(BESIDE, &separate).unwrap();
+    insta::assert_snapshot!("separate_overlay", overlay(&plan, &separate));
+    insta::assert_snapshot!("separate_text", text(&plan));
+    let both = Options { transparent: true, ..separate };
+    let plan = planned(BESIDE, &both).unwrap();
+    insta::assert_snapshot!("separate_transparent_overlay", overlay(&plan, &both));
+}
+
+#[test]
+fn what_cannot_be_beside_its_sidecar() {
+    let separate = Options { separate: true, ..options() };
+    for (file, parts) in [
+        ("frontend: { image: x, scale: 2 }", &["services.frontend.scale", "2 containers", "--separate"][..]),
+        ("frontend: { image: x }, frontend-weft-net: { image: x }", &["services.frontend:", "`frontend-weft-net`"]),
+        (
+            "frontend: { image: x }, guest: { image: x, network_mode: 'service:frontend' }",
+            &["services.guest.network_mode", "service:frontend"],
+        ),
+    ] {
+        let error = planned(&format!("services: {{ {file} }}"), &separate).unwrap_err().to_string();
+        assert!(parts.iter().all(|part| error.contains(part)), "{file}: {error}");
+    }
+    // Nothing need be known of an image that nobody changes.
+    let plan = planned("services: { other: { image: x, expose: [80] } }", &separate).unwrap();
+    assert_eq!(
+        plan.meshed[0].notes,
+        ["nothing is known about its image: the ports it exposes are taken from the file alone"]
+    );
+}
+
+#[test]
+fn rules_cost_the_application_no_privilege_and_give_it_none() {
+    let transparent = Options { transparent: true, ..options() };
+    let planned = |service: &str| {
+        let file = format!("services: {{ frontend: {{ {service} }} }}");
+        planned(&file, &transparent).map_err(|error| error.to_string())
+    };
+    let capabilities = |service: &str| {
+        let plan = planned(&format!("image: x, {service}")).unwrap();
+        let document: serde_json::Value = serde_yaml::from_str(&overlay(&plan, &transparent)).unwrap();
+        let service = &document["services"]["frontend"];
+        assert_eq!(service["user"], "0:0");
+        let names = |value: &serde_json::Value| value.to_string().replace(['[', ']', '"'], "");
+        let dropped = service["environment"].get("WEFT_APP_DROP").map(names).unwrap_or_default();
+        assert_eq!(names(&service["cap_add"]), dropped, "all that is added is taken away again");
+        dropped
+    };
+    assert_eq!(capabilities(""), "NET_ADMIN");
+    assert_eq!(capabilities("cap_drop: [all]"), "KILL,SETGID,SETPCAP,SETUID,NET_ADMIN");
+    assert_eq!(capabilities("cap_drop: [CAP_KILL, CHOWN]"), "KILL,NET_ADMIN");
+    assert_eq!(capabilities("cap_drop: [ALL], cap_add: [SETUID, CAP_NET_ADMIN]"), "KILL,SETGID,SETPCAP");
+    assert_eq!(capabilities("privileged: true"), "");
+    assert!(
+        planned("image: x, cap_add: [NET_ADMIN]").unwrap().meshed[0]
+            .notes
+            .iter()
+            .any(|note| note.contains("NET_ADMIN"))
+    );
+    let file = "services: { other: { image: x, entrypoint: [y] } }";
+    let error = plan(&Project::read(file, false).unwrap(), &shop_images(), &transparent).unwrap_err().to_string();
+    assert!(error.contains("services.other: as whom it runs is not known") && error.contains("`user`"), "{error}");
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! What will be done, for people.
 
 use super::{
-    plan::{Meshed, Plan, is_root},
-    words,
+    plan::{Form, Meshed, Plan},
+    words::{self, is_root},
 };
 
 /// The plan as a table with notes.
@@ -18,28 +18,29 @@ pub fn text(plan: &Plan) -> String {
         }
     };
     section("Left as they are", plan.skipped.iter().map(|s| format!("{}: {}", s.service, s.reason)).collect());
-    let mut notes: Vec<String> =
-        plan.meshed.iter().flat_map(|m| m.notes.iter().map(|note| format!("{}: {note}", m.service))).collect();
-    if plan.own_network {
-        notes.push(
-            "the services have no network in common: all join one more, weft-mesh; who may call whom there is what an \
-             AccessPolicy says"
-                .to_owned(),
-        );
-    }
+    let of =
+        |meshed: &Meshed| meshed.notes.iter().map(|note| format!("{}: {note}", meshed.service)).collect::<Vec<_>>();
+    let notes = plan.meshed.iter().flat_map(of).chain(plan.notes.iter().cloned()).collect();
     section("Notes", notes);
     text
 }
 
 fn row(meshed: &Meshed) -> Vec<String> {
     let ports = meshed.ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
-    let command: Vec<String> = meshed.entrypoint.iter().chain(&meshed.arguments).cloned().collect();
+    let (user, wrapped) = match &meshed.form {
+        Form::Wrapped(wrapped) => {
+            let command: Vec<String> = wrapped.entrypoint.iter().chain(&wrapped.arguments).cloned().collect();
+            let user = if is_root(&wrapped.user) { "root".to_owned() } else { wrapped.user.clone() };
+            (user, shortened(&words::join(&command)))
+        }
+        Form::Separate(_) => ("-".to_owned(), format!("no: its sidecar is {}", meshed.sidecar())),
+    };
     vec![
         meshed.service.clone(),
         meshed.mesh.clone(),
         if ports.is_empty() { "-".to_owned() } else { ports },
-        if is_root(&meshed.user) { "root".to_owned() } else { meshed.user.clone() },
-        shortened(&words::join(&command)),
+        user,
+        wrapped,
     ]
 }
 

@@ -45,6 +45,11 @@ pub fn join(words: &[String]) -> String {
     quoted.collect::<Vec<_>>().join(" ")
 }
 
+/// Whether a user, as compose and images write it, is root.
+pub fn is_root(user: &str) -> bool {
+    matches!(user.split(':').next(), None | Some("" | "0" | "root"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,7 +4,11 @@
 use anyhow::{Result, ensure};
 use weft_tests::docker::available;
 
-use super::{PATIENCE, Team, answered, free_port, get, pack::Packed, wire::Capture};
+use super::{
+    PATIENCE, Team, answered, free_port, get,
+    pack::{Packed, USERS, python, redis},
+    wire::Capture,
+};
 
 const NGINX: &str = "
 error_log /dev/stderr;
@@ -23,9 +27,6 @@ http {
     }
 }
 ";
-const USERS: &str = "root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n";
-const GROUPS: &str = "root:x:0:\nnogroup:x:65534:\n";
-
 /// As a team would write it. `flush` is a job that another service waits for.
 fn file(nginx: &Packed, python: &Packed, redis: &Packed, port: u16) -> String {
     format!(
@@ -71,37 +72,18 @@ async fn programs_of_others_and_jobs() -> Result<()> {
     if !available("nginx, Python and redis in a mesh")? {
         return Ok(());
     }
-    let users: &[(&str, &str)] = &[("/etc/passwd", USERS), ("/etc/group", GROUPS)];
     let nginx = Packed::new(
         "nginx",
         &["/usr/sbin/nginx"],
         &[],
-        &[users, &[("/etc/nginx/nginx.conf", NGINX), ("/var/log/nginx/.keep", "")]].concat(),
+        &[USERS, &[("/etc/nginx/nginx.conf", NGINX), ("/var/log/nginx/.keep", "")]].concat(),
         &[
             r#"ENTRYPOINT ["/usr/sbin/nginx"]"#,
             r#"CMD ["-c", "/etc/nginx/nginx.conf", "-g", "daemon off;"]"#,
             "EXPOSE 80",
         ],
     )?;
-    let version = weft_tests::docker::output(
-        "/usr/bin/python3",
-        &["-c", "import os; print(os.path.dirname(os.__file__))"],
-        None,
-    )?;
-    let python = Packed::new(
-        "python",
-        &["/usr/bin/python3"],
-        &[version.trim()],
-        users,
-        &[r#"ENTRYPOINT ["/usr/bin/python3", "-m", "http.server"]"#],
-    )?;
-    let redis = Packed::new(
-        "redis",
-        &["/usr/bin/redis-server", "/usr/bin/redis-cli", "/bin/sh"],
-        &[],
-        users,
-        &["EXPOSE 6379", r#"CMD ["redis-server"]"#],
-    )?;
+    let (python, redis) = (python()?, redis()?);
     let port = free_port()?;
     let team = Team::new("foreign", &[("compose.yaml", &file(&nginx, &python, &redis, port))])?;
     std::fs::create_dir(team.path("pages"))?;

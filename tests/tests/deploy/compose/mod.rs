@@ -3,7 +3,9 @@
 mod foreign;
 mod pack;
 mod readme;
+mod separate;
 mod shop;
+mod transparent;
 mod wire;
 
 use std::{

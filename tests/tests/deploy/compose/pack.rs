@@ -52,6 +52,35 @@ impl Packed {
     }
 }
 
+/// Python's web server, which serves the folder that its arguments name.
+pub fn python() -> Result<Packed> {
+    let version = output("/usr/bin/python3", &["-c", "import os; print(os.path.dirname(os.__file__))"], None)?;
+    Packed::new(
+        "python",
+        &["/usr/bin/python3"],
+        &[version.trim()],
+        USERS,
+        &[r#"ENTRYPOINT ["/usr/bin/python3", "-m", "http.server"]"#],
+    )
+}
+
+/// redis, its client, and a shell.
+pub fn redis() -> Result<Packed> {
+    Packed::new(
+        "redis",
+        &["/usr/bin/redis-server", "/usr/bin/redis-cli", "/bin/sh"],
+        &[],
+        USERS,
+        &["EXPOSE 6379", r#"CMD ["redis-server"]"#],
+    )
+}
+
+/// Files of an image that say who its users are.
+pub const USERS: &[(&str, &str)] = &[
+    ("/etc/passwd", "root:x:0:0::/root:/bin/sh\nnobody:x:65534:65534::/tmp:/bin/false\n"),
+    ("/etc/group", "root:x:0:\nnogroup:x:65534:\nkeys:x:107:nobody\n"),
+];
+
 impl Drop for Packed {
     fn drop(&mut self) {
         if let Err(error) = weft_tests::docker::docker(&["rmi", "--force", &self.name]) {
