@@ -3,9 +3,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use weft_xds::resource::{
-    Forward, HeaderEdits, PathMatch, Route, RouteAction, RouteMatch, VirtualHost, WeightedCluster,
-};
+use weft_xds::resource::{Forward, HeaderEdits, Route, RouteAction, RouteMatch, VirtualHost, WeightedCluster};
 
 use super::names::{self, DnsName};
 use crate::index::{ServiceEntry, ServiceKey, World};
@@ -36,24 +34,12 @@ fn endpoints(service: &ServiceKey, entry: &ServiceEntry) -> Option<Route> {
     if !entry.service.headless() {
         return None;
     }
-    let clusters = entry.service.spec.ports.iter().map(|port| WeightedCluster {
-        name: (&*names::cluster(service, port.port)).into(),
-        weight: 1,
-        request_headers: HeaderEdits::default(),
-        response_headers: HeaderEdits::default(),
-    });
+    let ports = entry.service.spec.ports.iter();
+    let clusters = ports.map(|port| WeightedCluster::new(&*names::cluster(service, port.port), 1));
     Some(Route {
         name: "endpoints".into(),
-        matches: RouteMatch { path: PathMatch::Prefix("/".into()), headers: vec![], query: vec![], grpc: false },
-        action: RouteAction::Forward(Box::new(Forward {
-            clusters: clusters.collect(),
-            timeout: None,
-            idle_timeout: None,
-            retry: None,
-            rewrite: None,
-            host_rewrite: None,
-            hash: Vec::new(),
-        })),
+        matches: RouteMatch::any(),
+        action: RouteAction::Forward(Box::new(Forward::to(clusters.collect()))),
         request_headers: HeaderEdits::default(),
         response_headers: HeaderEdits::default(),
         source: format!("Service {service}").into(),

@@ -126,7 +126,7 @@ impl Target<'_> {
         };
         Route {
             name: "default".into(),
-            matches: RouteMatch { path: PathMatch::Prefix("/".into()), headers: vec![], query: vec![], grpc: false },
+            matches: RouteMatch::any(),
             action: RouteAction::Forward(Box::new(self.forward(vec![own], &traffic))),
             request_headers: HeaderEdits::default(),
             response_headers: HeaderEdits::default(),

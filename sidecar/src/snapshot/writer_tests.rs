@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use weft_xds::resource::{
-    Balancer, Endpoint, Forward, HeaderEdits, InboundPort, Limits, PathMatch, Protocol, RetryBudget, Route, RouteMatch,
+    Balancer, Endpoint, Forward, HeaderEdits, InboundPort, Limits, Protocol, RetryBudget, Route, RouteMatch,
     WeightedCluster,
 };
 
@@ -12,29 +12,10 @@ use crate::demand::Outcome;
 const IDLE: Duration = Duration::from_secs(600);
 
 fn routes(authority: &str, clusters: &[&str]) -> Decoded {
-    let clusters = clusters.iter().map(|name| WeightedCluster {
-        name: (*name).into(),
-        weight: 1,
-        request_headers: HeaderEdits::default(),
-        response_headers: HeaderEdits::default(),
-    });
-    let forward = Forward {
-        clusters: clusters.collect(),
-        timeout: None,
-        idle_timeout: None,
-        retry: None,
-        rewrite: None,
-        host_rewrite: None,
-        hash: Vec::new(),
-    };
+    let forward = Forward::to(clusters.iter().map(|name| WeightedCluster::new(*name, 1)).collect());
     let route = Route {
         name: "default".into(),
-        matches: RouteMatch {
-            path: PathMatch::Prefix("/".into()),
-            headers: Vec::new(),
-            query: Vec::new(),
-            grpc: false,
-        },
+        matches: RouteMatch::any(),
         action: RouteAction::Forward(Box::new(forward)),
         request_headers: HeaderEdits::default(),
         response_headers: HeaderEdits::default(),

@@ -63,6 +63,14 @@ pub struct RouteMatch {
     pub grpc: bool,
 }
 
+impl RouteMatch {
+    /// Takes every request.
+    #[must_use]
+    pub fn any() -> Self {
+        Self { path: PathMatch::Prefix("/".into()), headers: Vec::new(), query: Vec::new(), grpc: false }
+    }
+}
+
 /// Test of a path, normalised and without query.
 #[derive(Debug, Clone)]
 pub enum PathMatch {
@@ -111,6 +119,22 @@ pub struct Forward {
     pub hash: Vec<HashOn>,
 }
 
+impl Forward {
+    /// To clusters, with nothing else said.
+    #[must_use]
+    pub fn to(clusters: Vec<WeightedCluster>) -> Self {
+        Self {
+            clusters,
+            timeout: None,
+            idle_timeout: None,
+            retry: None,
+            rewrite: None,
+            host_rewrite: None,
+            hash: Vec::new(),
+        }
+    }
+}
+
 /// A cluster and its share.
 #[derive(Debug, Clone)]
 pub struct WeightedCluster {
@@ -122,6 +146,18 @@ pub struct WeightedCluster {
     pub request_headers: HeaderEdits,
     /// Edits for this share alone.
     pub response_headers: HeaderEdits,
+}
+
+impl WeightedCluster {
+    /// A cluster and its share, without edits.
+    pub fn new(name: impl Into<Box<str>>, weight: u32) -> Self {
+        Self {
+            name: name.into(),
+            weight,
+            request_headers: HeaderEdits::default(),
+            response_headers: HeaderEdits::default(),
+        }
+    }
 }
 
 /// How a path is rewritten.

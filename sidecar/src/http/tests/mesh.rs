@@ -24,8 +24,8 @@ use weft_identity::{
     tls::{ClientAuth, client_config, server_config},
 };
 use weft_xds::resource::{
-    Balancer, Cluster, Endpoint, Endpoints, Forward, HeaderEdits, Health, Inbound, InboundPort, PathMatch, Protocol,
-    Route, RouteAction, RouteMatch, UpstreamTls, VirtualHost, WeightedCluster, sni,
+    Balancer, Cluster, Endpoint, Endpoints, Forward, HeaderEdits, Health, Inbound, InboundPort, Protocol, Route,
+    RouteAction, RouteMatch, UpstreamTls, VirtualHost, WeightedCluster, sni,
 };
 
 use crate::{
@@ -175,26 +175,8 @@ fn calls(setup: &Setup, endpoints: &[SocketAddr]) -> Snapshot {
     let upstream = Upstream::build(Arc::new(cluster), &endpoints, None, Instant::now());
     let mut route = Route {
         name: "default".into(),
-        matches: RouteMatch {
-            path: PathMatch::Prefix("/".into()),
-            headers: Vec::new(),
-            query: Vec::new(),
-            grpc: false,
-        },
-        action: RouteAction::Forward(Box::new(Forward {
-            clusters: vec![WeightedCluster {
-                name: "default/orders:80".into(),
-                weight: 1,
-                request_headers: HeaderEdits::default(),
-                response_headers: HeaderEdits::default(),
-            }],
-            timeout: None,
-            idle_timeout: None,
-            retry: None,
-            rewrite: None,
-            host_rewrite: None,
-            hash: Vec::new(),
-        })),
+        matches: RouteMatch::any(),
+        action: RouteAction::Forward(Box::new(Forward::to(vec![WeightedCluster::new("default/orders:80", 1)]))),
         request_headers: HeaderEdits::default(),
         response_headers: HeaderEdits::default(),
         source: "".into(),

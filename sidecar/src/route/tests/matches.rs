@@ -223,21 +223,8 @@ fn the_first_route_that_takes_the_request() {
 }
 
 fn forward(weights: &[u32]) -> Forward {
-    let share = |(index, &weight): (usize, &u32)| WeightedCluster {
-        name: index.to_string().into(),
-        weight,
-        request_headers: HeaderEdits::default(),
-        response_headers: HeaderEdits::default(),
-    };
-    Forward {
-        clusters: weights.iter().enumerate().map(share).collect(),
-        timeout: None,
-        idle_timeout: None,
-        retry: None,
-        rewrite: None,
-        host_rewrite: None,
-        hash: Vec::new(),
-    }
+    let share = |(index, &weight): (usize, &u32)| WeightedCluster::new(index.to_string(), weight);
+    Forward::to(weights.iter().enumerate().map(share).collect())
 }
 
 #[test]

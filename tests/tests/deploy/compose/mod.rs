@@ -88,9 +88,14 @@ impl Team {
         format!("{}_default", self.project.name)
     }
 
-    /// Takes the project down; nothing of it may be left.
+    /// Takes the project down, as the overlay says it is done; nothing of it may be left.
     fn down(&self) -> Result<()> {
-        self.project.compose(&["down", "--volumes", "--timeout", "5"])?;
+        let overlay = std::fs::read_to_string(self.folder.path().join("compose.weft.yaml"))?;
+        let words = ["down", "--volumes", "--timeout", "5"];
+        match overlay.contains("--profile '*' down") {
+            true => self.project.compose(&[&["--profile", "*"], &words[..]].concat())?,
+            false => self.project.compose(&words)?,
+        };
         let label = format!("label=com.docker.compose.project={}", self.project.name);
         for list in [&["ps", "--all"][..], &["network", "ls"], &["volume", "ls"]] {
             let left = docker(&[list, &["--quiet", "--filter", &label]].concat())?;

@@ -1,6 +1,10 @@
 //! `weft inject compose --separate`: containers that nobody has changed, each with its sidecar beside it.
 
 use anyhow::{Context, Result, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use weft::launch::wait_for;
 use weft_tests::docker::{available, docker};
 
@@ -90,7 +94,7 @@ async fn beside(flags: &[&str], names: &[&str]) -> Result<()> {
     // A sidecar that dies comes back with the certificate that it had; network and application stay.
     team.project.compose(&["stop", "weft-control-plane"])?;
     docker(&["exec", &sidecar(&team, "cache")?, "/weft-sidecar", "wait", "--timeout", "30s"])?;
-    docker(&["kill", "--signal", "KILL", &sidecar(&team, "cache")?])?;
+    die(&sidecar(&team, "cache")?)?;
     wait_for("the sidecar", PATIENCE, async || {
         docker(&["exec", &sidecar(&team, "cache").ok()?, "/weft-sidecar", "wait", "--timeout", "10s"]).ok()
     })
@@ -101,6 +105,17 @@ async fn beside(flags: &[&str], names: &[&str]) -> Result<()> {
     let got = team.project.compose(&["run", "--rm", "--no-TTY", "client", "cache", "get", "secret-key"])?;
     ensure!(got.trim() == "secret-value", "{got}");
 
+    // `up` and `inject` once more change nothing.
+    let began = |service: &str| {
+        let container = team.containers(service)?.pop().context("one runs")?;
+        docker(&["inspect", "--format", "{{.Id}} {{.State.StartedAt}}", &container])
+    };
+    let all = || ["web", "cache", "cache-weft", "cache-weft-net"].map(began).into_iter().collect::<Result<Vec<_>>>();
+    let before = all()?;
+    team.inject(flags)?;
+    team.project.compose(&["up", "--wait"])?;
+    ensure!(all()? == before);
+
     // An application that is started again finds its network as it was.
     docker(&["restart", "--time", "10", team.containers("web")?.first().context("one runs")?])?;
     answered(port, "/passwd").await?;
@@ -110,6 +125,12 @@ async fn beside(flags: &[&str], names: &[&str]) -> Result<()> {
 
 fn sidecar(team: &Team, service: &str) -> Result<String> {
     team.containers(&format!("{service}-weft"))?.pop().context("one runs")
+}
+
+/// Ends its program as the kernel would: `docker kill` would be taken for a wish to have it ended.
+fn die(container: &str) -> Result<()> {
+    let pid = docker(&["inspect", "--format", "{{.State.Pid}}", container])?.trim().parse()?;
+    Ok(kill(Pid::from_raw(pid), Signal::SIGKILL)?)
 }
 
 /// Its command, user and privileges are the image's and the file's.

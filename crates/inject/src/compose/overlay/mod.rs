@@ -51,17 +51,20 @@ pub fn overlay(plan: &Plan, options: &Options) -> String {
         separate::take_away(&mut document["services"][service], namespace);
     }
     let body = serde_yaml::to_string(&document).unwrap_or_default();
-    format!("{}{body}", header(options))
+    format!("{}{body}", header(plan, options))
 }
 
-fn header(options: &Options) -> String {
+fn header(plan: &Plan, options: &Options) -> String {
     let files = options.files.iter().map(|file| format!("-f {file} ")).collect::<String>();
+    // `down` knows only services whose profile it is given, and `run` starts what is beside others too.
+    let profiled = |meshed: &Meshed| matches!(&meshed.form, Form::Separate(it) if !it.profiles.is_empty());
+    let every = if plan.meshed.iter().any(profiled) { "--profile '*' " } else { "" };
     let mut text = String::new();
     let _ = writeln!(
         text,
         "# Puts the services into a Weft mesh. Generated: change the compose file, or the command, and make it anew:\n#\n\
          #   {}\n#\n# Start:   docker compose {files}-f compose.weft.yaml up --wait\n\
-         # Remove:  docker compose {files}-f compose.weft.yaml down --volumes\n#          {} --remove",
+         # Remove:  docker compose {files}-f compose.weft.yaml {every}down --volumes\n#          {} --remove",
         options.command, options.command
     );
     text
