@@ -154,7 +154,8 @@ fn bind_other(flag: &'static str, bound: SocketAddr, count: usize) -> Result<Vec
                 Some(Errno::EADDRNOTAVAIL | Errno::EAFNOSUPPORT)
             ) =>
         {
-            tracing::info!(%error, "no IPv6 here");
+            // Not the whole error: its advice on ports that others hold would be wrong here.
+            tracing::info!(address = %error.address, "no IPv6 here: {}", error.source);
             Ok(Vec::new())
         }
         Err(error) => Err(error),
