@@ -94,7 +94,7 @@ fn bans(root: &Path) -> Result<()> {
 
 /// Unit, property and in-crate protocol tests, and the examples in docs.
 fn unit(root: &Path) -> Result<()> {
-    cargo(root, &["test", "--workspace", "--exclude", "weft-tests", "--locked", "--quiet"])
+    cargo(root, &["test", "--workspace", "--locked", "--quiet"])
 }
 
 /// Real processes on loopback, foreign peers, and every command that the documents show.
@@ -112,7 +112,7 @@ fn mesh(root: &Path) -> Result<()> {
         Err(error) => eprintln!("xtask: left out, hosts in network namespaces: {error:#}"),
     }
     env.extend(build::fixed("")?);
-    let test = ["test", "-p", "weft-tests", "--lib", "--test", "mesh", "--locked", "--", "--test-threads=2"];
+    let test = [&made_with_all("mesh")[..], &["--", "--test-threads=2"]].concat();
     run::program(root, env!("CARGO"), &test, &env)
 }
 
@@ -123,7 +123,7 @@ fn deploy(root: &Path) -> Result<()> {
         Ok(kustomize) => env.push(("WEFT_KUSTOMIZE", kustomize)),
         Err(error) => eprintln!("xtask: left out, what kustomize makes of the manifests: {error:#}"),
     }
-    let made = ["test", "-p", "weft-tests", "--test", "deploy", "--locked"];
+    let made = made_with_all("deploy");
     // The engine's namespace has no way out: what the tests are made of has to be here before.
     run::program(root, env!("CARGO"), &[&made[..], &["--quiet", "--no-run"]].concat(), &env)?;
     let test = [&made[..], &["--", "--test-threads=2"]].concat();
@@ -144,6 +144,12 @@ fn deploy(root: &Path) -> Result<()> {
             run::program(root, env!("CARGO"), &test, &env)
         }
     }
+}
+
+/// A test of processes. With the whole workspace chosen, crates have the features that they had for unit tests, and need not
+/// be built once more.
+fn made_with_all(test: &str) -> [&str; 5] {
+    ["test", "--workspace", "--test", test, "--locked"]
 }
 
 /// The images of this tree, made twice: the bytes must be the same.
