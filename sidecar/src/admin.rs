@@ -110,9 +110,10 @@ fn metrics_page(admin: &Admin) -> Answer {
 }
 
 fn ready(shared: &Shared) -> Answer {
-    match shared.missing() {
-        None => text(StatusCode::OK, "ready\n"),
-        Some(missing) => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {missing}\n")),
+    match (shared.missing(), shared.capture.degraded()) {
+        (None, None) => text(StatusCode::OK, "ready\n"),
+        (None, Some(degraded)) => text(StatusCode::OK, format!("ready, but {degraded}\n")),
+        (Some(missing), _) => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {missing}\n")),
     }
 }
 
@@ -240,6 +241,7 @@ fn config_dump(admin: &Admin) -> Value {
         "service": admin.shared.settings.service_key(),
         "revision": snapshot.revision,
         "missing": admin.shared.missing(),
+        "redirectRules": admin.shared.capture.shown().map(Value::from_iter),
         "xds": xds(&admin.held.lock()),
         "inbound": snapshot.inbound.as_ref().map(|inbound| inbound_ports(inbound)),
         "virtualHosts": hosts.collect::<Vec<_>>(),

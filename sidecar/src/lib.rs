@@ -22,6 +22,7 @@ pub mod admin;
 pub mod alarm;
 pub mod balance;
 pub mod cache;
+pub mod capture;
 pub mod certs;
 pub mod clock;
 pub mod demand;

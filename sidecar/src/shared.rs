@@ -10,7 +10,7 @@ use rustls::{ClientConfig, ServerConfig};
 use tokio::sync::watch;
 use weft_identity::{SpiffeId, tls::ClientSessions};
 
-use crate::{demand::Demand, drain::Drain, settings::Settings, snapshot::Snapshot, vip::Vips};
+use crate::{capture::Capture, demand::Demand, drain::Drain, settings::Settings, snapshot::Snapshot, vip::Vips};
 
 /// Shared by the control thread and all workers; lives as long as the process.
 #[derive(Debug)]
@@ -27,6 +27,8 @@ pub struct Shared {
     pub vips: Vips,
     /// Whether the sides are to end, and what still runs on them.
     pub drain: Drain,
+    /// Whether rules lead connections here, in transparent mode.
+    pub capture: Capture,
     /// Configuration was there once: from the control plane or from the cache.
     configured: AtomicBool,
     certified: watch::Sender<bool>,
@@ -38,6 +40,7 @@ impl Shared {
     #[must_use]
     pub fn new(settings: Settings, demand: Demand) -> Arc<Self> {
         Arc::new(Self {
+            capture: Capture::new(settings.transparent.on),
             settings,
             snapshot: ArcSwap::default(),
             tls: ArcSwapOption::empty(),
@@ -62,7 +65,7 @@ impl Shared {
         } else if self.snapshot.load().inbound.is_none() && !self.settings.ports.is_empty() {
             Some("no inbound listener yet: the control plane does not know this service")
         } else {
-            None
+            self.capture.missing()
         }
     }
 

@@ -32,6 +32,7 @@ use weft_telemetry::{files, log::LogHandle, metrics, server, shutdown::Shutdown}
 
 use crate::{
     admin::Admin,
+    capture::Prober,
     certs::Certs,
     demand::Demand,
     dns,
@@ -119,6 +120,8 @@ async fn control(
         let thread = dns::start(listening, shared.clone(), &registry, stop.clone());
         threads.push(thread.map_err(io("the DNS thread"))?);
     }
+    let transparent = shared.settings.transparent.on;
+    let prober = transparent.then(|| Prober::new(shared.clone(), addresses.outbound.port(), &registry)).transpose()?;
     let registers = !shared.settings.ports.is_empty();
     let pages = Admin {
         shared: shared.clone(),
@@ -131,6 +134,9 @@ async fn control(
         leave: registers.then(|| leave.clone()),
     };
     let mut tasks = JoinSet::new();
+    if let Some(prober) = prober {
+        tasks.spawn(prober.run());
+    }
     let admin = TcpListener::from_std(admin).map_err(io("the admin port"))?;
     let metrics = TcpListener::from_std(metrics).map_err(io("the metrics port"))?;
     tasks.spawn(server::serve(admin, pages.clone().routes(), stop.clone()));

@@ -26,6 +26,7 @@ use tokio::{
 
 pub use self::{original::Passing, outbound::serve_fixed, probe::is_probe};
 use crate::{
+    capture::Family,
     metrics::Direction,
     reason::Reason,
     shared::Sockets,
@@ -119,8 +120,19 @@ async fn pause(error: &io::Error) {
 }
 
 async fn connection(worker: &Rc<Worker>, tcp: TcpStream, peer: SocketAddr, entrance: Entrance) {
+    let shared = &worker.path.shared;
+    let meant = match &entrance {
+        // Without rules nothing is redirected, and the kernel is not asked.
+        Entrance::Inbound | Entrance::Outbound if shared.settings.transparent.on => original::destination(&tcp),
+        Entrance::Inbound | Entrance::Outbound | Entrance::Fixed(_) => None,
+    };
+    if let (Entrance::Outbound, Some(family)) = (&entrance, meant.and_then(Family::probed)) {
+        // Nobody's traffic: it is counted nowhere, and there is nothing to say on it.
+        shared.capture.arrived(family);
+        return original::reset(&tcp);
+    }
     let direction = entrance.direction();
-    let drain = &worker.path.shared.drain;
+    let drain = &shared.drain;
     let open = drain.inbound.open() + drain.outbound.open();
     let _counted = worker.path.side(direction).enter();
     let mut connection = worker.downstream(direction).open();
@@ -135,13 +147,6 @@ async fn connection(worker: &Rc<Worker>, tcp: TcpStream, peer: SocketAddr, entra
     }
     socket_options::prepare(&tcp, peer);
     let head_by = Instant::now() + worker.path.bounds.head;
-    let meant = match &entrance {
-        // Without rules nothing is redirected, and the kernel is not asked.
-        Entrance::Inbound | Entrance::Outbound if worker.path.shared.settings.transparent.on => {
-            original::destination(&tcp)
-        }
-        Entrance::Inbound | Entrance::Outbound | Entrance::Fixed(_) => None,
-    };
     match (entrance, meant) {
         (Entrance::Inbound, None) => inbound::serve(worker, tcp, peer, refuse, head_by).await,
         (Entrance::Inbound, Some(meant)) => {

@@ -12,7 +12,7 @@ pub mod tools;
 
 pub use self::{
     apply::{Backend, RedirectError, Rulesetter},
-    rules::{Dns, PROBE, Plan},
+    rules::{Dns, PROBE, PROBE_V6, Plan},
 };
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! Outbound, in this order; the first that fits decides (connections that are under way pass before all):
 //!
-//! 1. [`PROBE`] → outbound port: how the sidecar finds out that rules are there;
+//! 1. [`PROBE`] and [`PROBE_V6`] → outbound port: how the sidecar finds out that rules are there (`capture`);
 //! 2. packets with the sidecar's mark, or of its user: pass;
 //! 3. DNS to the resolvers of the host → DNS port;
 //! 4. loopback, excluded ports and ranges: pass;
@@ -12,13 +12,15 @@
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
 };
 
 use super::range::{Network, Ports};
 
 /// Where nobody listens: a connection succeeds only when the rules take it to the sidecar.
 pub const PROBE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(127, 86, 69, 70), 1);
+/// The same of IPv6, whose loopback has one address. Port 1 was that of tcpmux.
+pub const PROBE_V6: SocketAddrV6 = SocketAddrV6::new(Ipv6Addr::LOCALHOST, 1, 0, 0);
 /// Where resolvers listen.
 const DNS: u16 = 53;
 
@@ -121,8 +123,12 @@ impl Plan {
     /// Rules for what leaves this host.
     #[must_use]
     pub fn output(&self) -> Vec<Rule> {
-        let probe = [Match::To(Network::one(IpAddr::V4(*PROBE.ip()))), Match::TcpTo(Ports::one(PROBE.port()))];
-        let mut rules = vec![under_way(), Rule::new(probe, Action::Redirect(self.outbound))];
+        let mut rules = vec![under_way()];
+        let probes: [Option<SocketAddr>; 2] = [Some(PROBE.into()), self.ipv6.then_some(PROBE_V6.into())];
+        for probe in probes.into_iter().flatten() {
+            let matches = [Match::To(Network::one(probe.ip())), Match::TcpTo(Ports::one(probe.port()))];
+            rules.push(Rule::new(matches, Action::Redirect(self.outbound)));
+        }
         rules.extend(self.mark.map(|mark| Rule::new([Match::Mark(mark)], Action::Pass)));
         rules.extend(self.uids.iter().map(|uid| Rule::new([Match::Uid(*uid)], Action::Pass)));
         let users: Vec<_> = self.only_uids.iter().map(|uid| Match::Uid(*uid)).collect();

@@ -25,6 +25,7 @@ table inet weft {
 		type nat hook output priority -101; policy accept;
 		tcp flags & (fin | syn | rst | ack) != syn return
 		ip daddr 127.86.69.70 tcp dport 1 redirect to :15001
+		ip6 daddr ::1 tcp dport 1 redirect to :15001
 		meta mark 0x00001577 return
 		meta skuid 15001 return
 		ip daddr 127.0.0.11 udp dport 53 redirect to :15053
@@ -69,7 +70,11 @@ fn every_flag_has_its_rule() {
         ),
         (&["--no-dns"], &[], &["dport 53", "15053"]),
         (&["--dns=off"], &[], &["dport 53", "15053"]),
-        (&["--no-ipv6"], &["priority -101; policy accept;\n\t\tmeta nfproto ipv6 return"], &[]),
+        (
+            &["--no-ipv6"],
+            &["priority -101; policy accept;\n\t\tmeta nfproto ipv6 return"],
+            &["ip6 daddr ::1 tcp dport 1 "],
+        ),
         (&["--exclude-outbound-ports=22,90,80-89"], &["tcp dport 22 return\n\t\ttcp dport 80-90 return"], &[]),
         (
             &["--exclude-outbound-ranges=10.1.1.1/8,fd00::/8,10.2.0.0/16"],
@@ -154,7 +159,12 @@ fn iptables_says_the_same() {
     }
     assert!(!v4.contains("fd00") && !v4.contains("::1"), "{v4}");
     let v6 = iptables::script(&plan, true, "");
-    for part in ["-d ::1/128 -j RETURN", "-d fd00::/8 -j RETURN", "-d fd00::1/128 -p tcp -m tcp --dport 53"] {
+    for part in [
+        "-A WEFT_OUTPUT -d ::1/128 -p tcp -m tcp --dport 1 -j REDIRECT --to-ports 15001\n-A WEFT_OUTPUT -m mark",
+        "-d ::1/128 -j RETURN",
+        "-d fd00::/8 -j RETURN",
+        "-d fd00::1/128 -p tcp -m tcp --dport 53",
+    ] {
         assert!(v6.contains(part), "{part} is not in {v6}");
     }
     assert!(!v6.contains("-d 1"), "{v6}");

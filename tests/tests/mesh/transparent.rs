@@ -1,5 +1,6 @@
 //! Transparent mode between hosts: real sidecars in network namespaces, rules that redirect, and a look at the wire.
 
+mod captured;
 mod names;
 
 use std::{
@@ -98,27 +99,37 @@ impl Stage {
         self.weft(&["apply", "--wait", "-f", &file.display().to_string()]).map(drop)
     }
 
-    /// Starts a sidecar on a host, sets the rules and waits until it is ready.
+    /// Sets the rules of a host, starts its sidecar and waits until that is ready.
     async fn sidecar(&self, host: Host, service: &str, flags: &[&str]) -> Result<Node> {
+        self.redirect(&host, &[])?;
+        let node = self.start_sidecar(host, service, &[&["--transparent"], flags].concat())?;
+        node.ready().await?;
+        Ok(node)
+    }
+
+    /// Sets the rules of a host.
+    fn redirect(&self, host: &Host, flags: &[&str]) -> Result<()> {
+        host.resolv_conf(&format!("nameserver {RESOLVER}\nsearch default.svc.cluster.local\n"))?;
+        let program = self.program.display().to_string();
+        host.exec(&[&[&*program, "sidecar", "init"], flags].concat()).map(drop)
+    }
+
+    /// Starts a sidecar on a host, without rules.
+    fn start_sidecar(&self, host: Host, service: &str, flags: &[&str]) -> Result<Node> {
         let data = self.folder(&format!("{service}-{}", host.v4))?;
         nix::unistd::chown(&data, Some(Uid::from_raw(USER)), Some(Gid::from_raw(USER)))?;
         let user = USER.to_string();
         let (control_plane, data) = (format!("{}:15010", self.control.v4), data.display().to_string());
         let program = self.program.display().to_string();
         let mut words = vec!["--reuid", &user, "--regid", &user, "--clear-groups", &program, "sidecar"];
-        words.extend(["--transparent", "--service", service, "--control-plane", &control_plane]);
+        words.extend(["--service", service, "--control-plane", &control_plane]);
         words.extend(["--data-dir", &data, "--access-log", "all"]);
         words.extend(flags);
         let token = self.weft(&["token", "create", "--service", service])?;
         let env = [("WEFT_JOIN_TOKEN", token.trim().to_owned())];
         let sidecar =
             host.start(&format!("{service}-{}", host.v4), Path::new("setpriv"), self.folder.path(), &words, &env)?;
-        host.resolv_conf(&format!("nameserver {RESOLVER}\nsearch default.svc.cluster.local\n"))?;
-        host.exec(&[&program, "sidecar", "init"])?;
-        let node = Node { host, sidecar };
-        let ready = async || node.within(async || call(local(15020), Method::GET, "/ready").await).await.ok();
-        wait_for("a sidecar to be ready", SOON, ready).await.with_context(|| node.sidecar.log_tail())?;
-        Ok(node)
+        Ok(Node { host, sidecar })
     }
 
     /// Waits until so many workloads are ready.
@@ -131,6 +142,12 @@ impl Stage {
 impl Node {
     async fn within<T: Send + 'static>(&self, work: impl AsyncFnOnce() -> Result<T> + Send + 'static) -> Result<T> {
         self.host.within(work).await
+    }
+
+    /// Waits until it is ready: what it then says.
+    async fn ready(&self) -> Result<String> {
+        let ready = async || self.within(async || call(local(15020), Method::GET, "/ready").await).await.ok();
+        wait_for("a sidecar to be ready", SOON, ready).await.with_context(|| self.sidecar.log_tail())
     }
 
     async fn metrics(&self) -> Result<Scrape> {

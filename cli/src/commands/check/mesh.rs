@@ -128,7 +128,8 @@ fn workload_finding(
         ("DRAINING", _) => Finding::warn(format!("{id}: DRAINING"), "it is about to end and gets no new traffic"),
         ("UNHEALTHY", _) => Finding::fail(
             format!("{id}: UNHEALTHY"),
-            "its application takes no connection on the port that `--port` names; is it running, and on 127.0.0.1?",
+            "its application takes no connection on the port that `--port` names (is it running, and on 127.0.0.1?), or its \
+             sidecar lacks what `/ready` at its metrics port says, as the rules of transparent mode",
         ),
         (state, _) => Finding::fail(
             format!("{id}: {state}"),

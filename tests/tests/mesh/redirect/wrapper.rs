@@ -36,6 +36,7 @@ async fn the_wrapper_sets_the_rules_and_the_application_cannot() -> Result<()> {
         let status = wrapper.ended(PATIENCE * 4).await?;
         let log = wrapper.log();
         ensure!(status.code() == Some(7), "{user}: {status}: {log}");
+        ensure!(!log.contains("not captured"), "{user}: the rules are there before it looks for them: {log}");
         ensure!(log.contains("outside"), "{user}: {log}");
         ensure!(log.contains("\"destination\":\"external\""), "{user}: it came by the sidecar: {log}");
         ensure!(ruleset(&job)?.contains("meta skuid 0 return") == (user != "0"), "{user}: {}", ruleset(&job)?);
