@@ -30,8 +30,9 @@ const EMPTY: &[&str] = &[
     "max by (instance, service) (workload:weft_config_age:seconds) > 60",
 ];
 
-/// Series that there are only once somebody refused something.
-const ABSENT: &[&str] = &["weft_cp_nacks_total", "control_plane:weft_cp_nacks:increase10m"];
+/// Series that there are only once somebody refused something, or in transparent mode (`transparent/captured.rs`).
+const ABSENT: &[&str] =
+    &["weft_cp_nacks_total", "control_plane:weft_cp_nacks:increase10m", "weft_redirect_rules_present"];
 
 /// Long enough for every series to appear: rates need two scrapes, rules that read rules some rounds more.
 const PATIENCE: Duration = Duration::from_secs(120);
