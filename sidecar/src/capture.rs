@@ -12,7 +12,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use prometheus::{IntGaugeVec, Opts, Registry};
-use tokio::{io::AsyncReadExt, net::TcpStream, sync::watch};
+use tokio::{io::AsyncReadExt, net::TcpStream, sync::watch, time::Instant};
 
 use crate::{
     redirect::{PROBE, PROBE_V6},
@@ -24,6 +24,11 @@ use crate::{
 const PERIOD: Duration = Duration::from_secs(10);
 /// The same while they do not: rules that have been set are noticed soon, and the sidecar becomes ready.
 const MISSING: Duration = Duration::from_secs(1);
+/// So long after the start rules may still be on their way, set by a container that starts at the same time: nobody is
+/// alarmed, and who waits for this sidecar does not wait longer than for them.
+const STARTING: Duration = Duration::from_secs(3);
+/// Between two probes meanwhile.
+const SOON: Duration = Duration::from_millis(50);
 /// For one probe, which does not leave this host.
 const ANSWER: Duration = Duration::from_secs(1);
 /// Probes in a row without an answer that must be before it is taken for a no: the host may be busy.
@@ -114,27 +119,27 @@ impl Judge {
         Self { expected: family == Family::V4, state: State::Unknown, silent: 0 }
     }
 
-    /// Takes one probe in: the state, and whether it is another than before.
-    fn on(&mut self, found: Found) -> (State, bool) {
+    /// Takes one probe in: the state, and whether it is another than before. `starting`: see [`STARTING`].
+    fn on(&mut self, found: Found, starting: bool) -> (State, bool) {
         let before = self.state;
         match found {
             Found::Here => (self.expected, self.state, self.silent) = (true, State::Captured, 0),
             Found::Elsewhere => {
                 self.silent = 0;
-                self.lost();
+                self.lost(starting);
             }
             Found::Silence => {
                 self.silent += 1;
                 if self.silent >= SILENT_PROBES {
-                    self.lost();
+                    self.lost(starting);
                 }
             }
         }
         (self.state, self.state != before)
     }
 
-    fn lost(&mut self) {
-        if self.expected {
+    fn lost(&mut self, starting: bool) {
+        if self.expected && !(starting && self.state == State::Unknown) {
             self.state = State::NotCaptured;
         }
     }
@@ -243,16 +248,18 @@ impl Prober {
 
     async fn watch<F: Future<Output = Found>>(&self, mut probe: impl FnMut(Family) -> F) {
         let mut judges = Family::ALL.map(Judge::new);
+        let began = Instant::now();
         loop {
+            let starting = began.elapsed() < STARTING;
             let mut period = PERIOD;
             for family in Family::ALL {
                 let judge = &mut judges[family as usize];
-                let (state, changed) = judge.on(probe(family).await);
+                let (state, changed) = judge.on(probe(family).await, starting);
                 if changed {
                     self.tell(family, state);
                 }
                 if judge.expected && state != State::Captured {
-                    period = MISSING;
+                    period = if starting { SOON } else { MISSING };
                 }
             }
             tokio::time::sleep(period).await;

@@ -1,6 +1,6 @@
 //! Probes whose results are given, in a time that is too.
 
-use tokio::{net::TcpListener, time::Instant};
+use tokio::net::TcpListener;
 
 use super::{
     Found::{Elsewhere, Here, Silence},
@@ -44,7 +44,7 @@ fn one_refusal_is_a_no_and_three_silences_are() {
             let mut judge = Judge::new(family);
             let mut state = State::Unknown;
             for found in *found {
-                let (now, changed) = judge.on(*found);
+                let (now, changed) = judge.on(*found, false);
                 assert_eq!(changed, now != state, "{found:?}: told once");
                 state = now;
             }
@@ -94,6 +94,16 @@ impl World {
         world
     }
 
+    /// Changes it, and waits for the next probe: how long that took.
+    async fn becomes(&self, found: [Found; 2]) -> Duration {
+        *self.found.lock() = found;
+        let (began, before) = (Instant::now(), self.probes.lock().len());
+        while self.probes.lock().len() == before {
+            tokio::time::sleep(MOMENT).await;
+        }
+        began.elapsed()
+    }
+
     /// The metric: IPv4, IPv6.
     fn metric(&self) -> Vec<(String, f64)> {
         let families = self.registry.gather();
@@ -111,30 +121,29 @@ async fn rules_come_get_lost_and_come_back() {
     let world = World::new([Elsewhere, Elsewhere]);
     let capture = &world.shared.capture;
     assert_eq!(world.metric(), metric(0.0, None), "not known is not protected");
-    tokio::time::sleep(MOMENT).await;
+    tokio::time::sleep(STARTING - MOMENT).await;
+    assert_eq!(capture.known.lock().states, [State::Unknown; 2], "they may be on their way");
+    assert!(capture.missing().is_some(), "not ready meanwhile");
+    tokio::time::sleep(SOON + MOMENT).await;
     assert_eq!(capture.known.lock().states, [State::NotCaptured, State::Unknown]);
     assert!(capture.missing().is_some_and(|missing| missing.contains("weft-sidecar init")));
 
-    *world.found.lock() = [Here, Here];
-    tokio::time::sleep(MISSING).await;
+    let took = world.becomes([Here, Here]).await;
+    assert!(took <= MISSING + MOMENT, "{took:?}");
     assert_eq!((capture.missing(), capture.degraded()), (None, None));
     assert_eq!(world.metric(), metric(1.0, Some(1.0)));
 
     // Lost when nothing is wrong otherwise: seen within a period, and the sidecar stays ready.
-    *world.found.lock() = [Elsewhere, Elsewhere];
-    tokio::time::sleep(PERIOD - 2 * MOMENT).await;
-    assert_eq!(capture.degraded(), None);
-    tokio::time::sleep(2 * MOMENT).await;
+    let took = world.becomes([Elsewhere, Elsewhere]).await;
+    assert!(took <= PERIOD + MOMENT, "{took:?}");
     assert!(capture.degraded().is_some_and(|degraded| degraded.contains("weft-sidecar init")));
     assert_eq!((capture.missing(), world.metric()), (None, metric(0.0, Some(0.0))));
 
-    *world.found.lock() = [Here, Elsewhere];
-    tokio::time::sleep(MISSING).await;
+    world.becomes([Here, Elsewhere]).await;
     assert!(capture.degraded().is_some_and(|degraded| degraded.contains("IPv6")));
     assert_eq!(world.metric(), metric(1.0, Some(0.0)));
 
-    *world.found.lock() = [Here, Here];
-    tokio::time::sleep(MISSING).await;
+    world.becomes([Here, Here]).await;
     assert_eq!((capture.degraded(), world.metric()), (None, metric(1.0, Some(1.0))));
 }
 
@@ -145,10 +154,29 @@ async fn it_asks_every_ten_seconds_where_all_is_well_and_every_second_where_not(
     {
         let began = Instant::now();
         let world = World::new(found);
-        tokio::time::sleep(10 * pause - MOMENT).await;
-        let times: Vec<_> = world.probes.lock().iter().map(|at| at.duration_since(began).as_secs()).collect();
-        assert_eq!(times, (0..10).map(|turn| turn * pause.as_secs()).collect::<Vec<_>>(), "{found:?}");
+        tokio::time::sleep(STARTING + 10 * PERIOD).await;
+        let times: Vec<_> = world.probes.lock().iter().map(|at| at.duration_since(began)).collect();
+        assert_eq!(times[0].as_secs(), 0, "{found:?}: at once");
+        let steps = || times.windows(2).map(|two| (two[0], (two[1] - two[0]).as_millis() / 10 * 10));
+        let expected = |at: Duration| if pause == PERIOD || at >= STARTING { pause } else { SOON };
+        assert!(steps().all(|(at, step)| step == expected(at).as_millis()), "{found:?}: {times:?}");
+        assert!(times.last().is_some_and(|last| STARTING + 10 * PERIOD - *last <= pause), "{found:?}: {times:?}");
     }
+}
+
+/// A container that sets rules has started at the same time.
+#[tokio::test(start_paused = true)]
+async fn rules_that_come_a_moment_later_alarm_nobody() {
+    let world = World::new([Elsewhere, Elsewhere]);
+    tokio::time::sleep(STARTING / 2).await;
+    *world.found.lock() = [Here, Here];
+    tokio::time::sleep(SOON + MOMENT).await;
+    assert_eq!(world.shared.capture.known.lock().states, [State::Captured; 2]);
+    assert_eq!(world.shared.capture.missing(), None);
+    // From then on a loss is a loss, however young the process is.
+    *world.found.lock() = [Elsewhere, Elsewhere];
+    tokio::time::sleep(PERIOD).await;
+    assert_eq!(world.shared.capture.known.lock().states, [State::NotCaptured; 2]);
 }
 
 #[tokio::test]

@@ -72,6 +72,7 @@ async fn rules_come_and_go(backend: &str, lose: &[&[&str]], last: &[&str]) -> Re
     let said = wait_for("the reason", SOON, reason).await.with_context(|| web.sidecar.log_tail())?;
     ensure!(said.contains("weft-sidecar init"), "{said}");
     web.captured(0.0, None).await?;
+    wait_for("an error in the log", SOON, async || (web.complaints("ipv4") > 0).then_some(())).await?;
     ensure!(web.complaints("ipv4") == 1 && web.sidecar.log().contains("--redirect"), "{}", web.sidecar.log());
     ensure!(!web.sidecar.log().contains("captured: rules lead"), "{}", web.sidecar.log());
     wait_for("an unhealthy workload", SOON, async || {
@@ -159,5 +160,17 @@ async fn explicit_mode_looks_for_no_rules() -> Result<()> {
     ensure!(refused == Some(std::io::ErrorKind::WouldBlock), "nobody connects: {refused:?}");
     ensure!(web.metrics().await?.find(METRIC, &[]).next().is_none());
     ensure!(!web.sidecar.log().contains("captured"), "{}", web.sidecar.log());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_host_without_ipv6_misses_nothing() -> Result<()> {
+    let Some(stage) = Stage::start("rules where there is no IPv6").await? else { return Ok(()) };
+    let web = stage.net.host("web")?;
+    web.exec(&["sh", "-c", "echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6"])?;
+    let web = stage.sidecar(web, "web", &["--port", "80:8080/http"]).await?;
+    web.captured(1.0, None).await?;
+    ensure!(web.said().await == "ready\n", "{}", web.said().await);
+    ensure!(web.complaints("") == 0, "the rules are there before it looks for them: {}", web.sidecar.log());
     Ok(())
 }
