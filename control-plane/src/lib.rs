@@ -9,8 +9,9 @@
 //!
 //! [`start`] connects the parts, [`serve`] is the TLS port that all of them share.
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{ffi::OsString, io::Write, process::ExitCode};
 
+use anyhow::Context;
 use clap::Parser;
 use weft_telemetry::{log, shutdown::Shutdown};
 
@@ -47,6 +48,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let result = match command {
         Some(Command::Health { timeout }) => check(&settings, timeout),
+        Some(Command::Credential) => credential(&settings),
         None => run(&settings),
     };
     match result {
@@ -61,6 +63,11 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn check(settings: &Settings, patience: std::time::Duration) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(health::check(&settings.data_dir, patience))
+}
+
+fn credential(settings: &Settings) -> anyhow::Result<()> {
+    let text = operator::read(&settings.data_dir.join("operator.json"))?;
+    std::io::stdout().write_all(text.as_bytes()).context("standard output cannot be written to")
 }
 
 fn run(settings: &Settings) -> anyhow::Result<()> {

@@ -2,6 +2,7 @@
 
 use std::{io, path::Path};
 
+use anyhow::Context;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::{HeaderMap, header};
 use serde::{Deserialize, Serialize};
@@ -38,6 +39,18 @@ pub enum OperatorError {
         /// Why.
         source: serde_json::Error,
     },
+}
+
+/// The credential of a data directory, as it is on disk.
+/// # Errors
+/// There is none that can be read, or it is not what this program wrote.
+pub fn read(path: &Path) -> anyhow::Result<String> {
+    let text = files::read_private(path).with_context(|| {
+        format!("{}: no control plane has begun to serve here; is --data-dir its data directory?", path.display())
+    })?;
+    serde_json::from_str::<Credential>(&text)
+        .map_err(|source| OperatorError::Damaged { path: path.display().to_string(), source })?;
+    Ok(text)
 }
 
 /// Checks credentials.
@@ -144,6 +157,7 @@ mod tests {
         let first: Credential = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         let (operator, new) = Operator::open(&path, "127.0.0.1:3", "127.0.0.1:4", &authority.bundle()).unwrap();
         assert!(!new);
+        assert_eq!(read(&path).unwrap(), std::fs::read_to_string(&path).unwrap());
         let second: Credential = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         assert_eq!(first.token, second.token);
         assert_eq!(second.grpc, "127.0.0.1:3");
@@ -158,5 +172,10 @@ mod tests {
             assert_eq!(error.code, Code::Unauthenticated, "{wrong}");
         }
         assert!(operator.check(&HeaderMap::new()).is_err());
+
+        let error = read(&directory.path().join("none.json")).unwrap_err();
+        assert!(format!("{error:#}").contains("is --data-dir its data directory?"), "{error:#}");
+        std::fs::write(&path, "{}").unwrap();
+        assert!(format!("{:#}", read(&path).unwrap_err()).contains("is damaged"));
     }
 }

@@ -42,6 +42,15 @@ pub enum Command {
         #[arg(long, default_value = "2s", value_parser = humantime::parse_duration, value_name = "TIME")]
         timeout: Duration,
     },
+    /// Print the operator's credential of --data-dir, with which the `weft` command may do everything
+    ///
+    /// For containers, which have no other program to read the file:
+    ///
+    ///   kubectl exec weft-control-plane-0 -- /weft-control-plane credential > operator.json
+    ///
+    /// Flags of the control plane stand before the word: weft-control-plane --data-dir DIR credential
+    #[command(verbatim_doc_comment)]
+    Credential,
 }
 
 /// Flags and variables.

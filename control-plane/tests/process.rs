@@ -381,6 +381,21 @@ fn says_what_to_do_when_it_cannot_start() {
 }
 
 #[test]
+fn the_credential_is_printed_where_nothing_else_can_read_it() {
+    let directory = TempDir::new().unwrap();
+    let print = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_weft-control-plane"));
+        command.env("WEFT_DATA_DIR", directory.path()).arg("credential").output().unwrap()
+    };
+    let none = print();
+    assert!(!none.status.success() && none.stdout.is_empty());
+    let _plane = ControlPlane::start(directory.path(), "127.0.0.1:0", "127.0.0.1:0");
+    let printed = print();
+    assert!(printed.status.success(), "{}", String::from_utf8_lossy(&printed.stderr));
+    assert_eq!(printed.stdout, std::fs::read(directory.path().join("operator.json")).unwrap());
+}
+
+#[test]
 fn the_first_configuration_comes_from_files() {
     let directory = TempDir::new().unwrap();
     let files = TempDir::new().unwrap();
