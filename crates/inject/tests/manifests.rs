@@ -148,7 +148,7 @@ fn what_is_injected_is_what_an_api_server_takes() {
 
 #[test]
 fn what_kustomize_renders_is_what_an_api_server_takes() {
-    for name in ["crds", "base", "example"] {
+    for name in ["crds", "base", "example", "check"] {
         let Some(text) = kustomize(name) else { continue };
         all_typed(name, &text);
         for document in documents(&text) {
@@ -236,13 +236,15 @@ fn unrestricted(pod: &Value) -> Vec<String> {
 
 #[test]
 fn pods_need_no_privilege_but_the_one_that_sets_rules() {
-    let (Some(base), Some(example)) = (kustomize("base"), kustomize("example")) else { return };
-    let base = documents(&base);
+    let (Some(base), Some(example), Some(check)) = (kustomize("base"), kustomize("example"), kustomize("check")) else {
+        return;
+    };
+    let base: Vec<Value> = documents(&base).into_iter().chain(documents(&check)).collect();
     let namespace = find(&base, "Namespace", "weft-system");
     assert_eq!(namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"], "restricted");
     let explicit = documents(&injected(&example, Mode::Explicit));
     let pods: Vec<&Value> = base.iter().chain(&explicit).filter_map(pod).collect();
-    assert_eq!(pods.len(), 4);
+    assert_eq!(pods.len(), 5);
     for pod in pods {
         assert_eq!(unrestricted(pod), Vec::<String>::new(), "{pod:#}");
     }
@@ -392,5 +394,59 @@ fn the_example_is_what_injection_takes() {
             }
         }
         find(&all, "Service", policy["spec"]["targetRefs"][0]["name"].as_str().expect("a name"));
+    }
+}
+
+#[test]
+fn the_check_runs_where_the_control_plane_lets_it_in() {
+    let (Some(base), Some(check)) = (kustomize("base"), kustomize("check")) else { return };
+    let (base, check) = (documents(&base), documents(&check));
+    let job = find(&check, "Job", "weft-check");
+    let template = &job["spec"]["template"];
+    // The policy that shuts the control plane in must not shut the check in, which calls every pod of the mesh.
+    let policy = find(&base, "NetworkPolicy", "weft-control-plane");
+    let selector = policy["spec"]["podSelector"]["matchLabels"].as_object().expect("labels");
+    assert!(selector.iter().any(|(key, value)| template["metadata"]["labels"][key] != *value));
+    assert_eq!(job["metadata"]["namespace"], "weft-system");
+    // A sidecar would refuse what it says in plain text on its way out, and prove nothing.
+    let text = serde_json::to_string(job).expect("JSON");
+    let output = inject(&[("job.yaml", text.as_bytes())], &options(Mode::Transparent)).expect("it is handed on");
+    assert_eq!(documents(&output.text), std::slice::from_ref(job));
+    let (container, volume) = (&template["spec"]["containers"][0], &template["spec"]["volumes"][0]);
+    assert_eq!(container["volumeMounts"][0]["name"], volume["name"]);
+    let mount = container["volumeMounts"][0]["mountPath"].as_str().expect("a path");
+    assert_eq!(container["args"], json!(["--credential", format!("{mount}/operator.json"), "check"]));
+}
+
+/// Prometheus learns the name of a sidecar's service from the annotation that the injection writes.
+#[test]
+fn prometheus_reads_what_the_injection_writes() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/observe/kubernetes.yml");
+    let config = documents(&std::fs::read_to_string(path).expect("text")).remove(0);
+    let jobs = config["scrape_configs"].as_array().expect("jobs");
+    let names: Vec<_> = jobs.iter().map(|job| job["job_name"].as_str().expect("a name")).collect();
+    assert_eq!(names, ["weft-control-plane", "weft-sidecars"], "as the rules know them");
+    let relabel = jobs[1]["relabel_configs"].as_array().expect("rules");
+    let service = relabel.iter().find(|rule| rule["target_label"] == "service").expect("a rule for `service`");
+    assert_eq!(service["source_labels"][1], "__meta_kubernetes_pod_annotation_weft_mesh_injected");
+    let regex = regex::Regex::new(&format!("^(?:{})$", service["regex"].as_str().expect("text"))).expect("it compiles");
+    let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kubernetes/deployment.yaml"));
+    for mode in [Mode::Transparent, Mode::Explicit] {
+        let text = text.as_ref().expect("text").replace("weft.mesh/exclude-inbound-ports", "example.com/none");
+        let output = inject(&[("f.yaml", text.as_bytes())], &options(mode)).expect("it can be injected");
+        let all = documents(&output.text);
+        let deployment = all.iter().find(|document| document["kind"] == "Deployment").expect("a Deployment");
+        let annotations = &deployment["spec"]["template"]["metadata"]["annotations"];
+        let injected = annotations["weft.mesh/injected"].as_str().expect("the annotation");
+        let labels = format!("shop;{injected}");
+        let service = regex.replace(&labels, service["replacement"].as_str().expect("text"));
+        let variables = pod(deployment).map(containers).into_iter().flatten();
+        let named = variables
+            .flat_map(|container| container["env"].as_array().into_iter().flatten())
+            .find(|variable| variable["name"] == "WEFT_SERVICE")
+            .expect("the sidecar knows");
+        assert_eq!(service, format!("shop/{}", named["value"].as_str().expect("text")));
+        let metrics = jobs[1]["relabel_configs"][0]["regex"].as_str().expect("text");
+        assert!(output.text.contains(&format!("name: {metrics}")));
     }
 }

@@ -297,7 +297,8 @@ async fn around(named: &str, callee: &Callee) -> Option<Finding> {
 
 const UNREACHABLE: &str = "run `weft check` where the sidecars are, as a container of their network from the image weft:\n\
                            docker run --rm --network NETWORK --volume FOLDER/operator.json:/operator.json:ro \\\n\
-                           \x20   weft:VERSION check --credential /operator.json --control-plane HOST:15010";
+                           \x20   weft:VERSION check --credential /operator.json --control-plane HOST:15010\n\
+                           in a cluster of Kubernetes: kubectl apply -k deploy/kubernetes/check (docs/kubernetes.md)";
 
 #[cfg(test)]
 mod tests {

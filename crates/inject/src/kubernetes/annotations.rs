@@ -9,7 +9,7 @@ pub const PREFIX: &str = "weft.mesh/";
 pub const INJECT: &str = "weft.mesh/inject";
 /// `transparent` or `explicit`.
 pub const MODE: &str = "weft.mesh/mode";
-/// Written by the injection: its version.
+/// Written by the injection: `VERSION, MODE, SERVICE`.
 pub const INJECTED: &str = "weft.mesh/injected";
 
 /// A setting of the sidecar.

@@ -61,14 +61,16 @@ pub(super) fn add(
     *list(spec, "initContainers") = all;
     list(spec, "volumes").extend(volumes());
     let annotations = map(map_of(template, "metadata"), "annotations");
-    annotations.insert(annotations::INJECTED.to_owned(), format!("{}, {mode}", options.version).into());
+    // The name of the service is for Prometheus, which cannot read a variable of a container.
+    let injected = format!("{}, {mode}, {}", options.version, member.name);
+    annotations.insert(annotations::INJECTED.to_owned(), injected.into());
     Ok(())
 }
 
 /// Takes away what [`add`] added, of this version or an earlier one; whether there was something.
 pub(super) fn remove(template: &mut Value) -> bool {
     let Some(injected) = annotations::get(template, "injected").map(str::to_owned) else { return false };
-    let explicit = injected.contains(Mode::Explicit.as_str());
+    let explicit = injected.split(", ").nth(1) == Some(Mode::Explicit.as_str());
     let ours = |names: &'static [&'static str]| {
         move |value: &Value| value["name"].as_str().is_some_and(|name| names.contains(&name))
     };
