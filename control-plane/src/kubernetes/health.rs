@@ -106,7 +106,14 @@ impl Health {
         let mut objects: BTreeMap<(&str, &str), usize> = BTreeMap::new();
         for (scope, watch) in self.scopes.lock().iter() {
             let kind = scope.subject.as_str();
-            *up.entry(kind).or_insert(true) &= watch.state(now) == WATCHING;
+            match watch.state(now) {
+                // Nobody has to have the Gateway API. A series that stays 0 would be an alert that never ends.
+                NOT_INSTALLED if !scope.subject.ours() => {
+                    // An error says that it has none already.
+                    let _ = self.metrics.up.remove_label_values(&[kind]);
+                }
+                state => *up.entry(kind).or_insert(true) &= state == WATCHING,
+            }
             *objects.entry((kind, "obeyed")).or_default() += watch.objects;
             *objects.entry((kind, "invalid")).or_default() += watch.invalid;
         }
@@ -162,7 +169,11 @@ impl Metrics {
         let gauge = |name: &str, help: &str, labels: &[&str]| IntGaugeVec::new(Opts::new(name, help), labels);
         let counter = |name: &str, help: &str, labels: &[&str]| IntCounterVec::new(Opts::new(name, help), labels);
         let metrics = Self {
-            up: gauge("weft_cp_kubernetes_watch_up", "Whether the API server is being watched, by kind.", &["kind"])?,
+            up: gauge(
+                "weft_cp_kubernetes_watch_up",
+                "Whether the API server is being watched, by kind; kinds of the Gateway API that it does not have are left out.",
+                &["kind"],
+            )?,
             synced: gauge(
                 "weft_cp_kubernetes_watch_synced_timestamp_seconds",
                 "When the last whole list of a kind came, in Unix time.",
@@ -205,6 +216,30 @@ const SETTLED: Duration = Duration::from_secs(45);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kind_that_nobody_has_to_have_has_no_series_and_one_of_ours_is_down() {
+        let registry = Registry::new();
+        let scopes = Scope::all(&[]);
+        let health = Health::new(&scopes, &registry).unwrap();
+        let up = || {
+            health.refresh();
+            let family = registry.gather().into_iter().find(|family| family.name() == "weft_cp_kubernetes_watch_up");
+            let read = |metric: &prometheus::proto::Metric| {
+                (metric.get_label()[0].value().to_owned(), metric.get_gauge().get_value())
+            };
+            family.iter().flat_map(|family| family.get_metric()).map(read).collect::<BTreeMap<_, _>>()
+        };
+        let of = |kind: &str| scopes.iter().find(|scope| scope.subject.as_str() == kind).unwrap();
+        assert_eq!(up().len(), scopes.len());
+        health.not_installed(of("GRPCRoute"));
+        health.not_installed(of("AccessPolicy"));
+        health.heard(of("Service"), true);
+        let seen = up();
+        assert_eq!((seen.get("GRPCRoute"), seen["AccessPolicy"], seen["Service"]), (None, 0.0, 1.0));
+        health.heard(of("GRPCRoute"), true);
+        assert_eq!(up()["GRPCRoute"], 1.0);
+    }
 
     #[test]
     fn a_watch_that_failed_is_up_again_when_it_says_something_or_fails_no_more() {

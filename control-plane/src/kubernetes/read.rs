@@ -71,6 +71,11 @@ impl Subject {
     pub fn optional(self) -> bool {
         !matches!(self, Self::Kind(Kind::Service | Kind::EndpointSlice) | Self::Pod)
     }
+
+    /// Whether it is one of Weft's own kinds, which come with it.
+    pub fn ours(self) -> bool {
+        matches!(self, Self::Kind(Kind::Mesh | Kind::AccessPolicy | Kind::TrafficPolicy))
+    }
 }
 
 /// An object, read.

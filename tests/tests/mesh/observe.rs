@@ -13,8 +13,8 @@ use anyhow::{Context, Result, bail, ensure};
 use http::{Request, StatusCode, header};
 use http_body_util::Full;
 use tokio::{net::TcpStream, time::Instant};
-use weft::launch::{SidecarPorts, Workload, WorkloadSpec};
-use weft_tests::{App, Mesh, app::text, caller};
+use weft::launch::{SidecarPorts, Workload, WorkloadSpec, wait_for};
+use weft_tests::{ApiServer, App, Mesh, app::text, caller};
 
 use self::{
     dashboards::{Dashboard, dashboards},
@@ -33,6 +33,9 @@ const EMPTY: &[&str] = &[
 /// Series that there are only once somebody refused something, or in transparent mode (`transparent/captured.rs`).
 const ABSENT: &[&str] =
     &["weft_cp_nacks_total", "control_plane:weft_cp_nacks:increase10m", "weft_redirect_rules_present"];
+
+/// What only a control plane with `--kubernetes` has; asked of one that has.
+const KUBERNETES: &str = "weft_cp_kubernetes_";
 
 /// Long enough for every series to appear: rates need two scrapes, rules that read rules some rounds more.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -62,6 +65,15 @@ async fn the_rules_pass_their_own_tests() -> Result<()> {
     }
     let folder = observe();
     promtool(&folder, &["check", "config", "--syntax-only", "prometheus.yml"]).await?;
+    // Debian's promtool does not know how to ask an API server; all else it does.
+    let text = std::fs::read_to_string(folder.join("kubernetes.yml"))?;
+    let found = "    kubernetes_sd_configs:\n      - role: pod\n";
+    ensure!(text.matches(found).count() == 2, "kubernetes.yml has another form");
+    let text = text.replace("        namespaces: { names: [weft-system] }\n", "");
+    let text = text.replace(found, "    static_configs: [{ targets: [\"10.0.0.1:1\"] }]\n");
+    let known = tempfile::NamedTempFile::new()?;
+    std::fs::write(known.path(), text)?;
+    promtool(&folder, &["check", "config", "--syntax-only", &known.path().display().to_string()]).await?;
     promtool(&folder, &["check", "rules", "rules/recording.yml", "rules/alerts.yml"]).await?;
     let tests: Vec<String> = files(&folder.join("rules/tests"), "yml")?.into_iter().map(|(path, _)| path).collect();
     let mut args = vec!["test", "rules"];
@@ -166,7 +178,7 @@ async fn every_expression_has_data_in_a_real_mesh() -> Result<()> {
     for allowed in EMPTY {
         ensure!(wanted.iter().any(|one| one.iter().any(|form| form == allowed)), "{allowed} is not asked any more");
     }
-    wanted.retain(|one| !one.iter().any(|form| EMPTY.contains(&form.as_str())));
+    wanted.retain(|one| !one.iter().any(|form| EMPTY.contains(&form.as_str()) || form.contains(KUBERNETES)));
     data(&prometheus, wanted).await?;
 
     // Alerts have no data while all is well; what they read must be there.
@@ -174,7 +186,7 @@ async fn every_expression_has_data_in_a_real_mesh() -> Result<()> {
     let missing: BTreeSet<String> = rules
         .iter()
         .flat_map(|rule| series(&rule.query))
-        .filter(|name| !known.contains(name) && !ABSENT.contains(&name.as_str()))
+        .filter(|name| !known.contains(name) && !ABSENT.contains(&name.as_str()) && !name.starts_with(KUBERNETES))
         .collect();
     ensure!(missing.is_empty(), "rules read series that no process has: {missing:?}");
     for text in prometheus.alert_texts().await? {
@@ -182,6 +194,36 @@ async fn every_expression_has_data_in_a_real_mesh() -> Result<()> {
     }
     traffic.abort();
     Ok(())
+}
+
+#[tokio::test]
+async fn every_expression_about_kubernetes_has_data_where_there_is_an_api_server() -> Result<()> {
+    if !there()? {
+        return Ok(());
+    }
+    let api = ApiServer::start("shop.json", &[("LEGACY_PORT", "1".to_owned())]).await?;
+    let folder = tempfile::tempdir()?;
+    let kubeconfig = api.kubeconfig(folder.path())?;
+    let flags = ["--kubernetes", "--kubeconfig", kubeconfig.to_str().context("a path of UTF-8")?];
+    let mesh = Mesh::start_with(&flags).await?;
+    let prometheus = Prometheus::start(&mesh, &observe(), &[]).await?;
+    let mut wanted = Vec::new();
+    for dashboard in dashboards(&observe().join("dashboards"))? {
+        wanted.extend(dashboard.expressions(&[], &[]));
+    }
+    wanted.retain(|one| one.iter().any(|form| form.contains(KUBERNETES)));
+    let rules = prometheus.rules(PATIENCE).await?;
+    let read = rules.iter().flat_map(|rule| series(&rule.query)).filter(|name| name.starts_with(KUBERNETES));
+    wanted.extend(read.map(|name| vec![name]));
+    ensure!(wanted.len() > 3, "only {wanted:?} are about Kubernetes");
+    data(&prometheus, wanted).await?;
+    // A kind of the Gateway API that this cluster does not have rings no bell.
+    wait_for("every kind to be watched", PATIENCE, async || {
+        let kinds = prometheus.query("count(weft_cp_kubernetes_watch_up)").await.ok()?;
+        let down = prometheus.query("weft_cp_kubernetes_watch_up == 0").await.ok()?;
+        (kinds == [7.0] && down.is_empty()).then_some(())
+    })
+    .await
 }
 
 /// Where the sidecars' metrics are, and whose they are.
