@@ -38,7 +38,7 @@ use crate::{
     serve::Port,
     settings::Settings,
     store::Store,
-    xds::Discovery,
+    xds::{Discovery, Sessions},
 };
 
 /// A control plane that runs.
@@ -136,9 +136,10 @@ pub async fn start(settings: &Settings) -> anyhow::Result<Running> {
     let mut tasks = JoinSet::new();
     run(&mut tasks, "registry", registry.run(stop.clone()));
     run(&mut tasks, "index", index.run(stop.clone()));
+    let sessions = discovery.sessions();
     run(&mut tasks, "discovery", discovery.run());
     if let Some(cluster) = cluster {
-        let source = cluster.source(&store, worlds.clone(), &certificates);
+        let source = cluster.source(&store, worlds.clone(), &certificates, sessions);
         run(&mut tasks, "Kubernetes source", kubernetes::run(source, stop.clone()));
     }
     run(&mut tasks, "mesh settings", follow_mesh(worlds, certificates.clone(), stop.clone()));
@@ -250,10 +251,16 @@ impl InCluster {
         Ok(Some(Self { cluster, discovery, held, health, ready: Arc::default() }))
     }
 
-    fn source(self, store: &Store, worlds: Arc<Worlds>, certificates: &Certificates) -> kubernetes::Parts {
+    fn source(
+        self,
+        store: &Store,
+        worlds: Arc<Worlds>,
+        certificates: &Certificates,
+        sessions: Arc<Sessions>,
+    ) -> kubernetes::Parts {
         let Self { cluster, discovery, held, health, ready } = self;
         let (store, bundle) = (store.clone(), certificates.bundle());
-        kubernetes::Parts { cluster, store, discovery, held, worlds, bundle, health, ready }
+        kubernetes::Parts { cluster, store, discovery, held, worlds, bundle, health, sessions, ready }
     }
 }
 

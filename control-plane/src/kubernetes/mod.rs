@@ -4,14 +4,18 @@
 //! API server ─► watch (one for each kind) ─► read (pure) ─► state (pure) ─┬─► log ─► index, as ever
 //!      ▲                                                                  └─► discovery (pods, slices) ─► index
 //!      └── writer ◄── status (pure) ◄── what is wrong with each object ◄── source
+//!                         ▲
+//!                         └── programmed (pure) ◄── blame (pure) ◄── what clients refuse ◄── xDS
 //! ```
 //!
 //! [`connect`] says how the API server is reached, [`review`] asks it whose a service-account token is, [`root`] publishes
 //! the root certificates that such a sidecar trusts.
 
+mod blame;
 mod connect;
 mod discovery;
 mod health;
+mod programmed;
 mod read;
 mod review;
 mod root;

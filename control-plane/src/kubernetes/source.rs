@@ -10,23 +10,25 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{sync::mpsc, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use weft_identity::TrustBundle;
 use weft_model::{Finding, KnownServices, Resource, ResourceKey, ResourceSet, validate};
 
 use super::{
-    Cluster,
+    Cluster, blame,
     discovery::{Discovery, Held},
     health::Health,
+    programmed::Refusals,
     root,
-    state::{Batch, Heard, Scope, State},
+    state::{Batch, Heard, Known, Scope, State},
     status, watch,
     writer::{self, Queue, Wanted},
 };
 use crate::{
     index::{self, Worlds},
     store::{Event, Log, Meta, Store},
+    xds::Sessions,
 };
 
 /// What the source works on.
@@ -46,6 +48,8 @@ pub struct Parts {
     pub bundle: tokio::sync::watch::Receiver<Arc<TrustBundle>>,
     /// Where it is told how the watches do.
     pub health: Arc<Health>,
+    /// Who is connected, and what they refuse.
+    pub sessions: Arc<Sessions>,
     /// Set once there is a mesh to serve.
     pub ready: Arc<AtomicBool>,
 }
@@ -60,12 +64,15 @@ struct Source {
     state: State,
     /// The configuration as the log holds it.
     set: ResourceSet,
+    sessions: Arc<Sessions>,
+    refusals: Refusals,
+    pace: Pace,
     queue: Arc<Queue>,
 }
 
 /// Follows the API server until `stop`.
 pub async fn run(parts: Parts, stop: CancellationToken) {
-    let Parts { cluster, store, discovery, held, worlds, bundle, health, ready } = parts;
+    let Parts { cluster, store, discovery, held, worlds, bundle, health, sessions, ready } = parts;
     let scopes = Scope::all(&cluster.namespaces);
     let set = match read(&store.log()) {
         Ok(set) => set,
@@ -84,7 +91,9 @@ pub async fn run(parts: Parts, stop: CancellationToken) {
     }
     tasks.spawn(writer::run(cluster.client.clone(), queue.clone(), health.clone(), stop.clone()));
     tasks.spawn(root::run(cluster, discovery.clone(), bundle, stop.clone()));
-    let mut source = Source { store, discovery, worlds, health, ready, state, set, queue };
+    let mut refused = sessions.watch_refusals();
+    let (refusals, pace) = (Refusals::default(), Pace::new(Instant::now()));
+    let mut source = Source { store, discovery, worlds, health, ready, state, set, sessions, refusals, pace, queue };
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -92,9 +101,12 @@ pub async fn run(parts: Parts, stop: CancellationToken) {
                 Some((scope, first)) => source.take(&scope, first, &mut heard),
                 None => return,
             },
-            // What a registration brought or took may have made a reference good or bad.
-            () = tokio::time::sleep(LOOK_AGAIN) => {
-                source.judge();
+            Ok(()) = refused.changed() => {
+                source.pace.soon(Instant::now());
+                continue;
+            }
+            () = tokio::time::sleep_until(source.pace.at()) => {
+                source.judge(Instant::now());
                 continue;
             }
             Some(ended) = tasks.join_next() => if let Err(error) = ended {
@@ -133,7 +145,7 @@ impl Source {
         }
         self.health.count(&self.state);
         if self.state.take_touched() {
-            self.judge();
+            self.pace.soon(Instant::now());
         }
         self.ready.store(true, Ordering::Relaxed);
     }
@@ -168,25 +180,21 @@ impl Source {
     }
 
     /// What is to be written back to whom.
-    fn judge(&self) {
+    fn judge(&mut self, now: Instant) {
         let findings: Vec<Finding> = validate(&self.set, &self.known()).into_iter().filter(Finding::is_error).collect();
-        let mut by_key: BTreeMap<&ResourceKey, Vec<&Finding>> = BTreeMap::new();
-        for finding in &findings {
-            if let Some(key) = &finding.resource {
-                by_key.entry(key).or_default().push(finding);
+        let refused = blame::refused(&self.worlds.current(), &self.sessions.refusals());
+        let objects: BTreeMap<&ResourceKey, &Known> = self.state.objects().collect();
+        if self.pace.young(now) {
+            for (key, known) in &objects {
+                for (part, text) in status::found(key, known) {
+                    self.refusals.found(part, text, known.generation, now.into_std());
+                }
             }
         }
-        let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
-        let mut wanted = BTreeMap::new();
-        for (key, known) in self.state.objects() {
-            let findings = by_key.get(key).map_or(&[][..], Vec::as_slice);
-            let in_force = self.set.get(key).is_some();
-            if let Some(status) = status::desired(key, known, in_force, findings, &now) {
-                let resource_version = known.resource_version.clone();
-                wanted.insert(key.clone(), Wanted { resource_version, status });
-            }
-        }
-        self.queue.set(wanted);
+        self.refusals.on(refused, |key| objects.get(key).map(|known| known.generation), now.into_std());
+        let time = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+        self.queue.set(wanted(&objects, &self.set, &findings, &self.refusals, &time));
+        self.pace.looked(now, self.refusals.due().map(Instant::from_std));
     }
 
     fn known(&self) -> KnownServices {
@@ -194,6 +202,66 @@ impl Source {
         let implicit = world.services.iter().filter(|(_, entry)| entry.implicit);
         let ports = |entry: &index::ServiceEntry| entry.service.spec.ports.iter().map(|port| port.port).collect();
         implicit.map(|(key, entry)| (key.clone(), ports(entry))).collect()
+    }
+}
+
+/// The statuses that differ from what is there.
+fn wanted(
+    objects: &BTreeMap<&ResourceKey, &Known>,
+    set: &ResourceSet,
+    findings: &[Finding],
+    refusals: &Refusals,
+    time: &str,
+) -> BTreeMap<ResourceKey, Wanted> {
+    let mut by_key: BTreeMap<&ResourceKey, Vec<&Finding>> = BTreeMap::new();
+    for finding in findings {
+        if let Some(key) = &finding.resource {
+            by_key.entry(key).or_default().push(finding);
+        }
+    }
+    let mut wanted = BTreeMap::new();
+    for (key, known) in objects {
+        let findings = by_key.get(key).map_or(&[][..], Vec::as_slice);
+        let in_force = set.get(key).is_some();
+        if let Some(status) = status::desired(key, known, in_force, findings, refusals, time) {
+            let resource_version = known.resource_version.clone();
+            wanted.insert((*key).clone(), Wanted { resource_version, status });
+        }
+    }
+    wanted
+}
+
+/// When statuses are looked at: soon after something that they depend on, but no more than once in [`SETTLE`].
+#[derive(Debug)]
+struct Pace {
+    started: Instant,
+    at: Instant,
+}
+
+impl Pace {
+    fn new(now: Instant) -> Self {
+        Self { started: now, at: now + LOOK_AGAIN }
+    }
+
+    /// Something has changed. What follows on it meanwhile is looked at with it.
+    fn soon(&mut self, now: Instant) {
+        self.at = self.at.min(now + SETTLE);
+    }
+
+    /// They have been looked at. `due`: when something is to be said although nothing changes.
+    fn looked(&mut self, now: Instant, due: Option<Instant>) {
+        // What a registration brought or took may have made a reference good or bad.
+        let latest = now + LOOK_AGAIN;
+        self.at = due.map_or(latest, |due| due.clamp(now + SETTLE, latest));
+    }
+
+    fn at(&self) -> Instant {
+        self.at
+    }
+
+    /// Whether clients of an earlier process may still be on their way back.
+    fn young(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.started) < LOOK_AGAIN
     }
 }
 
@@ -248,6 +316,11 @@ const CHANNEL: usize = 1024;
 /// Changes of one revision.
 const MOST_AT_ONCE: usize = 8192;
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// Long enough for most clients to have answered what a change made of an object.
+const SETTLE: Duration = Duration::from_secs(1);
 const DISK_PAUSE: Duration = Duration::from_secs(1);
 /// Objects that a revision's message names.
 const NAMED: usize = 5;
+
+#[cfg(test)]
+mod tests;

@@ -25,7 +25,7 @@ use weft_proto::envoy::service::discovery::v3::{
 use weft_xds::server::{DeltaSession, SotwSession};
 
 pub use self::{
-    sessions::{Open, Session, Sessions},
+    sessions::{Open, Session, Sessions, Standing},
     status::{Metrics, Refusal},
 };
 use crate::{

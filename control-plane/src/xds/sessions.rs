@@ -16,7 +16,10 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use weft_identity::SpiffeId;
 use weft_proto::weft::v1;
-use weft_xds::resource::ResourceType;
+use weft_xds::{
+    resource::ResourceType,
+    server::{Nack, TypeStatus},
+};
 
 use super::{
     interested::Interested,
@@ -36,6 +39,8 @@ pub struct Sessions {
     now: watch::Sender<Now>,
     /// Woken when a session has answered, come or gone.
     answered: Notify,
+    /// Counts how often the refusals that stand became others.
+    refused: watch::Sender<u64>,
     pub(super) metrics: Metrics,
 }
 
@@ -67,6 +72,19 @@ struct Known {
 enum Interest {
     Source(Source),
     EveryCluster,
+}
+
+/// A refusal that stands: the client is connected, and has not taken another version of the resource since.
+#[derive(Debug, Clone)]
+pub struct Standing {
+    /// Who refuses.
+    pub client: Client,
+    /// Type of the resource.
+    pub ty: ResourceType,
+    /// Its name.
+    pub name: Arc<str>,
+    /// Which version, and why.
+    pub nack: Nack,
 }
 
 /// What a session subscribed to.
@@ -149,7 +167,8 @@ impl Sessions {
     /// A registry without sessions, for a world of this generation and revision.
     pub fn new(world: &World, metrics: Metrics) -> Self {
         let (now, _) = watch::channel(Now { generation: world.generation, revision: world.revision, ..Now::default() });
-        Self { state: Mutex::default(), next: AtomicU64::new(1), now, answered: Notify::new(), metrics }
+        let (refused, _) = watch::channel(0);
+        Self { state: Mutex::default(), next: AtomicU64::new(1), now, answered: Notify::new(), refused, metrics }
     }
 
     /// Adds a session; it is removed when the guard goes.
@@ -261,6 +280,29 @@ impl Sessions {
     pub(super) fn answered(&self, session: &Session, generation: u64, revision: u64) {
         session.report.flushed(generation, revision);
         self.answered.notify_waiters();
+    }
+
+    /// Where a session stands with each type.
+    pub(super) fn report(&self, session: &Session, types: Vec<TypeStatus>) {
+        if session.report.types(types) {
+            self.refused.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// Told whenever other refusals stand than before.
+    pub fn watch_refusals(&self) -> watch::Receiver<u64> {
+        self.refused.subscribe()
+    }
+
+    /// What is refused now, of everybody who is connected.
+    pub fn refusals(&self) -> Vec<Standing> {
+        let sessions: Vec<Arc<Session>> =
+            self.state.lock().sessions.values().map(|known| known.session.clone()).collect();
+        let of = |session: Arc<Session>| {
+            let standing = session.report.standing().into_iter();
+            standing.map(move |(ty, name, nack)| Standing { client: session.client.clone(), ty, name, nack })
+        };
+        sessions.into_iter().flat_map(of).collect()
     }
 
     /// How many sessions there are.
@@ -462,6 +504,8 @@ impl Drop for Open {
         drop(state);
         self.sessions.metrics.session(agent_label(self.session.client.flavour), false);
         self.sessions.answered.notify_waiters();
+        // What it refused is refused by nobody now.
+        self.sessions.report(&self.session, Vec::new());
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::{
     collections::VecDeque,
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -10,7 +11,10 @@ use parking_lot::Mutex;
 use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGaugeVec, Opts, Registry};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use weft_proto::weft::v1;
-use weft_xds::{resource::ResourceType, server::TypeStatus};
+use weft_xds::{
+    resource::ResourceType,
+    server::{Nack, TypeStatus},
+};
 
 /// A refusal.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,9 +50,10 @@ struct Reported {
 }
 
 impl Report {
-    /// Replaces the state of the types.
-    pub fn types(&self, types: Vec<TypeStatus>) {
+    /// Replaces the state of the types; whether other refusals stand than before.
+    pub(super) fn types(&self, types: Vec<TypeStatus>) -> bool {
         let mut inner = self.inner.lock();
+        let changed = !refusals(&types).eq(refusals(&inner.types));
         // What has been replaced or taken back is no longer refused.
         inner.nacks.retain(|nack| {
             let state = types.iter().find(|state| state.ty == nack.ty);
@@ -57,6 +62,14 @@ impl Report {
             })
         });
         inner.types = types;
+        changed
+    }
+
+    /// Every refusal that stands, but no more than [`STANDING`] of a type.
+    pub(super) fn standing(&self) -> Vec<(ResourceType, Arc<str>, Nack)> {
+        let inner = self.inner.lock();
+        let some = inner.types.iter().flat_map(|state| state.nacks.iter().take(STANDING).map(|nack| (state.ty, nack)));
+        some.map(|(ty, (name, nack))| (ty, name.clone(), nack.clone())).collect()
     }
 
     /// Adds a refusal; whether it is another one than the last of its type.
@@ -112,6 +125,10 @@ impl Report {
         });
         (types.collect(), inner.nacks.iter().map(|nack| nack_to_wire(sidecar, nack)).collect())
     }
+}
+
+fn refusals(types: &[TypeStatus]) -> impl Iterator<Item = (ResourceType, &(Arc<str>, Nack))> {
+    types.iter().flat_map(|state| state.nacks.iter().map(|nack| (state.ty, nack)))
 }
 
 /// A refusal for people.
@@ -184,5 +201,7 @@ impl Metrics {
 
 /// Refusals that a session keeps; older ones are forgotten.
 const NACKS_KEPT: usize = 16;
+/// Refusals of one type that a session tells of at a time: what refuses more refuses everything.
+const STANDING: usize = 1000;
 /// How long a wait looks away at most before it looks again.
 pub(super) const RECHECK: Duration = Duration::from_millis(250);

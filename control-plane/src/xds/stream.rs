@@ -181,7 +181,7 @@ impl<P: Protocol> Running<P> {
         for event in events {
             self.event(session, event);
         }
-        session.report.types(self.protocol.status());
+        self.shared.sessions.report(session, self.protocol.status());
         Ok(())
     }
 
@@ -245,7 +245,7 @@ impl<P: Protocol> Running<P> {
         let response = self.protocol.next_response(&view);
         let world = shared.catalog.world();
         drop(turn);
-        session.report.types(self.protocol.status());
+        self.shared.sessions.report(session, self.protocol.status());
         if response.is_none() && self.protocol.acked_all() {
             self.shared.sessions.answered(session, world.generation, world.revision);
             if let Some(since) = self.pushed.since.take() {

@@ -208,6 +208,8 @@ async fn a_refusal_is_kept_shown_and_forgotten_when_it_no_longer_stands() {
     sidecar.subscribe(ResourceType::Cluster, &["default/orders:80", "default/frontend:80"]).await;
     sidecar.acked().await;
     until("the first configuration is answered", || mesh.sessions.status()[0].acked_revision == 7).await;
+    let mut told = mesh.sessions.watch_refusals();
+    assert!(mesh.sessions.refusals().is_empty() && !told.has_changed().unwrap());
 
     let orders = ServiceKey::new("default", "orders");
     let connect = |world: &mut World, revision: u64, milliseconds: u64| {
@@ -230,12 +232,28 @@ async fn a_refusal_is_kept_shown_and_forgotten_when_it_no_longer_stands() {
     let clusters = status.types.iter().find(|state| state.type_url == type_url::CLUSTER).unwrap();
     assert_eq!((clusters.subscribed, clusters.acked, clusters.nacked), (2, 2, 1));
     assert!(status.nacks[0].message.contains("too long"));
+    told.changed().await.unwrap();
+    let standing = mesh.sessions.refusals();
+    assert_eq!((standing.len(), standing[0].ty, &*standing[0].name), (1, ResourceType::Cluster, "default/orders:80"));
+    assert_eq!(&*standing[0].client.id, "default/frontend/1");
 
-    mesh.change(Dirty::Service(orders), |world| connect(world, 9, 600));
+    mesh.change(Dirty::Service(orders.clone()), |world| connect(world, 9, 600));
     sidecar.acked().await;
     let rollout = mesh.sessions.wait(9, PATIENCE).await;
     assert_eq!((rollout.affected, rollout.acked, rollout.nacks.len()), (1, 1, 0));
     assert!(mesh.sessions.status()[0].nacks.is_empty());
+    told.changed().await.unwrap();
+    assert!(mesh.sessions.refusals().is_empty());
+
+    // What a client refused is refused by nobody when it is gone.
+    mesh.change(Dirty::Service(orders), |world| connect(world, 10, 700));
+    let refused = sidecar.next().await;
+    sidecar.answer(&refused, Some("default/orders:80: connect_timeout: too long")).await;
+    told.changed().await.unwrap();
+    assert_eq!(mesh.sessions.refusals().len(), 1);
+    drop(sidecar);
+    told.changed().await.unwrap();
+    assert!(mesh.sessions.refusals().is_empty());
 }
 
 #[tokio::test]

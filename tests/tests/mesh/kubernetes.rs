@@ -1,6 +1,8 @@
 //! The control plane in a cluster: what an API server says becomes the mesh, and what is wrong goes back to it. The API
 //! server repeats a recorded conversation; see `weft_tests::api_server`.
 
+mod refused;
+
 use std::{path::Path, time::Duration};
 
 use anyhow::{Context, Result};

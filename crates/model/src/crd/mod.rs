@@ -127,7 +127,13 @@ fn columns(kind: Kind) -> Value {
         ".status.conditions[?(@.type==\"Accepted\")].status",
         "Whether the mesh obeys it; `False`: see the condition's message.",
     );
-    let mut reason = column("Reason", ".status.conditions[?(@.type==\"Accepted\")].reason", "Why it is so.");
+    let programmed = column(
+        "Programmed",
+        ".status.conditions[?(@.type==\"Programmed\")].status",
+        "Whether it is in force and refused by no sidecar; `False`: see the condition's message.",
+    );
+    // Why not: what is accepted may still be refused, and what is not accepted is not programmed.
+    let mut reason = column("Reason", ".status.conditions[?(@.type==\"Programmed\")].reason", "Why it is so.");
     reason["priority"] = 1.into();
     let age = json!({ "name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp" });
     let mut columns = match kind {
@@ -143,14 +149,14 @@ fn columns(kind: Kind) -> Value {
         ],
         Kind::Service | Kind::EndpointSlice | Kind::HttpRoute | Kind::GrpcRoute => Vec::new(),
     };
-    columns.extend([accepted, reason, age]);
+    columns.extend([accepted, programmed, reason, age]);
     columns.into()
 }
 
 /// What the control plane says of a resource.
 fn status() -> Value {
     let text = |max: u32, doc: &str| json!({ "description": doc, "type": "string", "maxLength": max });
-    let mut name = text(316, "What it is about: `Accepted`.");
+    let mut name = text(316, "What it is about: `Accepted` or `Programmed`.");
     name["pattern"] = pattern::CONDITION_TYPE.into();
     let mut reason = text(1024, "Why, in one word.");
     reason["minLength"] = 1.into();
