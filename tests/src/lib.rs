@@ -3,12 +3,14 @@
 pub mod api_server;
 pub mod app;
 pub mod caller;
+pub mod dashboards;
 pub mod docker;
 pub mod identity;
 pub mod load;
 pub mod mesh;
 pub mod netns;
 pub mod pair;
+pub mod prometheus;
 pub mod raw;
 pub mod witness;
 

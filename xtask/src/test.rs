@@ -130,7 +130,7 @@ fn deploy(root: &Path) -> Result<()> {
     match Engine::start(root) {
         Ok(engine) => {
             // What is captured, and applications that are not Weft's.
-            system::packages(&["tcpdump", "curl", "nginx-light", "redis-server"])?;
+            system::packages(&["tcpdump", "curl", "nginx-light", "redis-server", "prometheus"])?;
             let images = test_images(root)?;
             images::load(root, &images, &engine.env)?;
             let folder = images.first().and_then(|file| file.parent()).context("no image was made")?;

@@ -1,6 +1,5 @@
 //! What `deploy/observe` ships, against a real mesh: rules, alerts and the expressions of the dashboards.
 
-mod dashboards;
 mod prometheus;
 
 use std::{
@@ -9,17 +8,19 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use http::{Request, StatusCode, header};
 use http_body_util::Full;
-use tokio::{net::TcpStream, time::Instant};
+use tokio::net::TcpStream;
 use weft::launch::{SidecarPorts, Workload, WorkloadSpec, wait_for};
-use weft_tests::{ApiServer, App, Mesh, app::text, caller};
-
-use self::{
-    dashboards::{Dashboard, dashboards},
-    prometheus::{Prometheus, promtool},
+use weft_tests::{
+    ApiServer, App, Mesh,
+    app::text,
+    caller,
+    dashboards::{Dashboard, dashboards, files, observe},
 };
+
+use self::prometheus::{Prometheus, promtool};
 
 /// What is empty in a mesh in which nobody is out of step: the whole expression, or the recorded series.
 const EMPTY: &[&str] = &[
@@ -42,10 +43,6 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the workspace").to_path_buf()
-}
-
-fn observe() -> PathBuf {
-    root().join("deploy/observe")
 }
 
 /// Whether Prometheus is there; says so where it is not.
@@ -164,32 +161,32 @@ async fn every_expression_has_data_in_a_real_mesh() -> Result<()> {
         sidecars[0].ports()?.outbound,
         sidecars[2].ports()?.clone(),
     ));
-    prometheus.has_scraped(sidecars.len() + 1).await?;
+    prometheus.answers.has_scraped(sidecars.len() + 1).await?;
     mesh.apply(CHANGE).await?;
 
-    let rules = prometheus.rules(PATIENCE).await?;
+    let rules = prometheus.answers.rules(PATIENCE).await?;
     let recorded: Vec<String> = rules.iter().filter_map(|rule| rule.records.clone()).collect();
     let services = ["orders", "payments", "ledger", "web"].map(|name| format!("default/{name}"));
     let workloads: Vec<String> = targets(&sidecars)?.into_iter().map(|(address, _)| address).collect();
     let mut wanted: Vec<Vec<String>> = recorded.iter().map(|name| vec![name.clone()]).collect();
     for dashboard in dashboards(&observe().join("dashboards"))? {
-        wanted.extend(dashboard.expressions(&services, &workloads));
+        wanted.extend(dashboard.expressions(None, &services, &workloads));
     }
     for allowed in EMPTY {
         ensure!(wanted.iter().any(|one| one.iter().any(|form| form == allowed)), "{allowed} is not asked any more");
     }
     wanted.retain(|one| !one.iter().any(|form| EMPTY.contains(&form.as_str()) || form.contains(KUBERNETES)));
-    data(&prometheus, wanted).await?;
+    prometheus.answers.data(wanted, PATIENCE).await?;
 
     // Alerts have no data while all is well; what they read must be there.
-    let known = prometheus.names().await?;
+    let known = prometheus.answers.names().await?;
     let missing: BTreeSet<String> = rules
         .iter()
         .flat_map(|rule| series(&rule.query))
         .filter(|name| !known.contains(name) && !ABSENT.contains(&name.as_str()) && !name.starts_with(KUBERNETES))
         .collect();
     ensure!(missing.is_empty(), "rules read series that no process has: {missing:?}");
-    for text in prometheus.alert_texts().await? {
+    for text in prometheus.answers.alert_texts().await? {
         ensure!(!text.contains("<error") && !text.contains("<no value>"), "an alert says: {text}");
     }
     traffic.abort();
@@ -209,18 +206,18 @@ async fn every_expression_about_kubernetes_has_data_where_there_is_an_api_server
     let prometheus = Prometheus::start(&mesh, &observe(), &[]).await?;
     let mut wanted = Vec::new();
     for dashboard in dashboards(&observe().join("dashboards"))? {
-        wanted.extend(dashboard.expressions(&[], &[]));
+        wanted.extend(dashboard.expressions(None, &[], &[]));
     }
     wanted.retain(|one| one.iter().any(|form| form.contains(KUBERNETES)));
-    let rules = prometheus.rules(PATIENCE).await?;
+    let rules = prometheus.answers.rules(PATIENCE).await?;
     let read = rules.iter().flat_map(|rule| series(&rule.query)).filter(|name| name.starts_with(KUBERNETES));
     wanted.extend(read.map(|name| vec![name]));
     ensure!(wanted.len() > 3, "only {wanted:?} are about Kubernetes");
-    data(&prometheus, wanted).await?;
+    prometheus.answers.data(wanted, PATIENCE).await?;
     // A kind of the Gateway API that this cluster does not have rings no bell.
     wait_for("every kind to be watched", PATIENCE, async || {
-        let kinds = prometheus.query("count(weft_cp_kubernetes_watch_up)").await.ok()?;
-        let down = prometheus.query("weft_cp_kubernetes_watch_up == 0").await.ok()?;
+        let kinds = prometheus.answers.query("count(weft_cp_kubernetes_watch_up)").await.ok()?;
+        let down = prometheus.answers.query("weft_cp_kubernetes_watch_up == 0").await.ok()?;
         (kinds == [7.0] && down.is_empty()).then_some(())
     })
     .await
@@ -266,37 +263,6 @@ async fn traffic(web: SidecarPorts, orders: std::net::SocketAddr, payments: Side
     }
 }
 
-/// Waits until of each expression one form has data.
-async fn data(prometheus: &Prometheus, mut wanted: Vec<Vec<String>>) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let mut empty = Vec::new();
-        for forms in wanted {
-            if !has_data(prometheus, &forms).await? {
-                empty.push(forms);
-            }
-        }
-        if empty.is_empty() {
-            return Ok(());
-        }
-        if Instant::now() > deadline {
-            let first: Vec<&String> = empty.iter().filter_map(|forms| forms.first()).collect();
-            bail!("{} expressions have no data: {first:#?}", empty.len());
-        }
-        wanted = empty;
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
-}
-
-async fn has_data(prometheus: &Prometheus, forms: &[String]) -> Result<bool> {
-    for form in forms {
-        if prometheus.query(form).await?.iter().any(|value| !value.is_nan()) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
 /// Names of our series in an expression.
 fn series(expression: &str) -> Vec<String> {
     let name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
@@ -308,20 +274,6 @@ fn series(expression: &str) -> Vec<String> {
 fn series_are_found_in_an_expression() {
     let found = series(r#"sum(rate(weft_a_total{x="weft-b"}[1m])) / on (y) edge:weft_c:rate1m > weft:d"#);
     assert_eq!(found, ["weft_a_total", "edge:weft_c:rate1m", "weft:d"]);
-}
-
-/// Files of a folder with their text, by name.
-fn files(folder: &Path, extension: &str) -> Result<Vec<(String, String)>> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).with_context(|| folder.display().to_string())? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|has| has == extension) {
-            found.push((path.display().to_string(), std::fs::read_to_string(&path)?));
-        }
-    }
-    found.sort();
-    ensure!(!found.is_empty(), "no .{extension} in {}", folder.display());
-    Ok(found)
 }
 
 #[test]

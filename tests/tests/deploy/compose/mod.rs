@@ -1,6 +1,7 @@
 //! Compose projects that `weft inject compose` has put into a mesh, in a real engine.
 
 mod foreign;
+mod observe;
 mod pack;
 mod readme;
 mod separate;
@@ -38,7 +39,12 @@ struct Team {
 impl Team {
     /// Puts files into a folder. Nothing is injected or started.
     fn new(what: &str, files: &[(&str, &str)]) -> Result<Self> {
-        let folder = tempfile::Builder::new().prefix("weft-test-").tempdir()?;
+        Self::within(&std::env::temp_dir(), what, files)
+    }
+
+    /// The same below a folder in which the project finds what its file names by `..`.
+    fn within(parent: &Path, what: &str, files: &[(&str, &str)]) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("weft-test-").tempdir_in(parent)?;
         for (name, content) in files {
             std::fs::write(folder.path().join(name), content)?;
         }

@@ -11,7 +11,8 @@ use super::{PATIENCE, Team, answered, files, free_port, get, wire::Capture};
 /// What flows between the services, of each protocol.
 const SECRETS: &[&str] = &["STOCK widgets", "GET /order", "order=", "grpc.health.v1"];
 
-fn example() -> Result<String> {
+/// deploy/compose/compose.yaml.
+pub fn example() -> Result<String> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/compose/compose.yaml");
     std::fs::read_to_string(&file).with_context(|| file.display().to_string())
 }

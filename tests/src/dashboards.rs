@@ -1,9 +1,21 @@
-//! The dashboards, read.
+//! The dashboards of `deploy/observe`, read.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+
+/// `deploy/observe`.
+///
+/// # Panics
+/// When the crate does not lie in the workspace.
+pub fn observe() -> PathBuf {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the workspace");
+    workspace.join("deploy/observe")
+}
 
 /// Panels that Grafana goes on having.
 const TYPES: &[&str] = &["row", "stat", "timeseries", "table", "heatmap"];
@@ -18,12 +30,15 @@ pub struct Dashboard {
 }
 
 /// All dashboards of a folder.
+///
+/// # Errors
+/// When there is none, or one cannot be read.
 pub fn dashboards(folder: &Path) -> Result<Vec<Dashboard>> {
     let read = |(file, text): (String, String)| {
         let json = serde_json::from_str(&text).with_context(|| file.clone())?;
         Ok(Dashboard { file, json })
     };
-    super::files(folder, "json")?.into_iter().map(read).collect()
+    files(folder, "json")?.into_iter().map(read).collect()
 }
 
 impl Dashboard {
@@ -32,11 +47,17 @@ impl Dashboard {
         self.json["uid"].as_str().unwrap_or_default()
     }
 
-    /// Every expression, as it is with each value of its variables.
-    pub fn expressions(&self, services: &[String], workloads: &[String]) -> Vec<Vec<String>> {
+    /// The whole of it.
+    pub fn json(&self) -> &Value {
+        &self.json
+    }
+
+    /// Every expression, as it is with each value of its variables. `kind`: of the panels of this type alone.
+    pub fn expressions(&self, kind: Option<&str>, services: &[String], workloads: &[String]) -> Vec<Vec<String>> {
         let any = [".*".to_owned()];
         let mut found = Vec::new();
-        for target in self.panels().iter().flat_map(|panel| list(&panel["targets"])) {
+        let panels = self.panels().iter().filter(|panel| kind.is_none_or(|kind| panel["type"] == kind));
+        for target in panels.flat_map(|panel| list(&panel["targets"])) {
             let Some(expression) = target["expr"].as_str() else { continue };
             let mut forms = vec![expression.to_owned()];
             for (name, value) in BUILT_IN {
@@ -129,4 +150,21 @@ impl Dashboard {
 
 fn list(value: &Value) -> &[Value] {
     value.as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+/// Files of a folder with their text, by name.
+///
+/// # Errors
+/// When there is none with that extension, or one cannot be read.
+pub fn files(folder: &Path, extension: &str) -> Result<Vec<(String, String)>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|has| has == extension) {
+            found.push((path.display().to_string(), std::fs::read_to_string(&path)?));
+        }
+    }
+    found.sort();
+    ensure!(!found.is_empty(), "no .{extension} in {}", folder.display());
+    Ok(found)
 }
