@@ -42,7 +42,7 @@ pub struct Options {
 /// How programs are built.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Profile {
-    /// Optimised.
+    /// Optimised, for speed and then for size: cargo's profile `dist`.
     Release,
     /// What the tests run.
     Dev,
