@@ -130,7 +130,10 @@ fn descriptors(includes: &[PathBuf], files: &[&str], out: &Path) -> Result<prost
     for include in includes {
         protoc.arg("-I").arg(include);
     }
-    let status = protoc.args(files).status().context("protoc was not found: install Debian's protobuf-compiler")?;
+    let status = protoc
+        .args(files)
+        .status()
+        .context("protoc was not found: install Debian's protobuf-compiler and libprotobuf-dev")?;
     if !status.success() {
         bail!("protoc failed on {}", files.join(" "));
     }

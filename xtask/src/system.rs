@@ -56,6 +56,10 @@ pub fn namespaces() -> Result<()> {
 fn installed(package: &str) -> bool {
     let program = match package {
         "protobuf-compiler" => &["protoc", "--version"][..],
+        // Types that protoc itself finds beside its program; Debian has them apart.
+        "libprotobuf-dev" => {
+            &["sh", "-c", "test -e \"$(dirname \"$(command -v protoc)\")/../include/google/protobuf/duration.proto\""]
+        }
         "python3-venv" => &["python3", "-c", "import ensurepip, venv"],
         "haproxy" => &["haproxy", "-v"],
         "curl" => &["curl", "--version"],

@@ -65,7 +65,7 @@ fn lint(root: &Path) -> Result<()> {
 }
 
 fn fresh_proto(root: &Path) -> Result<()> {
-    system::packages(&["protobuf-compiler"])?;
+    system::packages(&["protobuf-compiler", "libprotobuf-dev"])?;
     proto::run(root, true)
 }
 
