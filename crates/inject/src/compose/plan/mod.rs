@@ -154,9 +154,8 @@ fn notes(
                 .to_owned(),
         );
     }
-    let outside: Vec<&str> = skipped.iter().map(|skipped| skipped.service.as_str()).collect();
     let networked = |name: &&str| project.service(name).is_some_and(|service| !service.joined().is_empty());
-    let outside: Vec<&str> = outside.into_iter().filter(networked).collect();
+    let outside: Vec<&str> = skipped.iter().map(|skipped| skipped.service.as_str()).filter(networked).collect();
     if !outside.is_empty() {
         notes.push(format!(
             "not in the mesh: {}. What they send to its services in plain text is refused, but for published ports, until a \
