@@ -42,15 +42,19 @@ pub enum OperatorError {
 }
 
 /// The credential of a data directory, as it is on disk.
+///
 /// # Errors
 /// There is none that can be read, or it is not what this program wrote.
 pub fn read(path: &Path) -> anyhow::Result<String> {
     let text = files::read_private(path).with_context(|| {
         format!("{}: no control plane has begun to serve here; is --data-dir its data directory?", path.display())
     })?;
-    serde_json::from_str::<Credential>(&text)
-        .map_err(|source| OperatorError::Damaged { path: path.display().to_string(), source })?;
+    parse(path, &text)?;
     Ok(text)
+}
+
+fn parse(path: &Path, text: &str) -> Result<Credential, OperatorError> {
+    serde_json::from_str(text).map_err(|source| OperatorError::Damaged { path: path.display().to_string(), source })
 }
 
 /// Checks credentials.
@@ -66,10 +70,7 @@ impl Operator {
     /// The file cannot be read, understood or written.
     pub fn open(path: &Path, grpc: &str, http: &str, bundle: &TrustBundle) -> Result<(Self, bool), OperatorError> {
         let known = match files::read_private(path) {
-            Ok(text) => Some(
-                serde_json::from_str::<Credential>(&text)
-                    .map_err(|source| OperatorError::Damaged { path: path.display().to_string(), source })?,
-            ),
+            Ok(text) => Some(parse(path, &text)?),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error.into()),
         };

@@ -148,7 +148,8 @@ impl Dashboard {
     }
 }
 
-fn list(value: &Value) -> &[Value] {
+/// The items of a list; none where there is no list.
+pub(crate) fn list(value: &Value) -> &[Value] {
     value.as_array().map(Vec::as_slice).unwrap_or_default()
 }
 

@@ -8,6 +8,8 @@ use serde_json::Value;
 use tokio::time::Instant;
 use weft::launch::{call, wait_for};
 
+use crate::dashboards::list;
+
 /// How long it may take to come up, and to scrape what there is.
 pub const START: Duration = Duration::from_secs(20);
 
@@ -159,10 +161,6 @@ impl Answers {
         let texts = list(&alerts["alerts"]).iter().filter_map(|alert| alert["annotations"].as_object());
         Ok(texts.flat_map(|texts| texts.values()).filter_map(|text| text.as_str().map(str::to_owned)).collect())
     }
-}
-
-fn list(value: &Value) -> &[Value] {
-    value.as_array().map(Vec::as_slice).unwrap_or_default()
 }
 
 fn encode(text: &str) -> String {

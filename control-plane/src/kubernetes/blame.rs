@@ -98,9 +98,8 @@ impl Complaint<'_> {
 /// Whether a resource of this type and one name is another for the clients of another service.
 fn matters(client: &Client, ty: ResourceType) -> bool {
     match client.flavour {
-        Flavour::Sidecar => ty == ResourceType::Listener,
-        // A short name means another service in another namespace.
-        Flavour::Grpc => ty == ResourceType::Listener,
+        // A sidecar's inbound side is its service's own; to gRPC a short name means another service in another namespace.
+        Flavour::Sidecar | Flavour::Grpc => ty == ResourceType::Listener,
         Flavour::Envoy => false,
     }
 }

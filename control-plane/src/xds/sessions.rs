@@ -39,8 +39,8 @@ pub struct Sessions {
     now: watch::Sender<Now>,
     /// Woken when a session has answered, come or gone.
     answered: Notify,
-    /// Counts how often the refusals that stand became others.
-    refused: watch::Sender<u64>,
+    /// Told when the refusals that stand have become others.
+    refused: watch::Sender<()>,
     pub(super) metrics: Metrics,
 }
 
@@ -167,7 +167,7 @@ impl Sessions {
     /// A registry without sessions, for a world of this generation and revision.
     pub fn new(world: &World, metrics: Metrics) -> Self {
         let (now, _) = watch::channel(Now { generation: world.generation, revision: world.revision, ..Now::default() });
-        let (refused, _) = watch::channel(0);
+        let (refused, _) = watch::channel(());
         Self { state: Mutex::default(), next: AtomicU64::new(1), now, answered: Notify::new(), refused, metrics }
     }
 
@@ -285,12 +285,12 @@ impl Sessions {
     /// Where a session stands with each type.
     pub(super) fn report(&self, session: &Session, types: Vec<TypeStatus>) {
         if session.report.types(types) {
-            self.refused.send_modify(|count| *count += 1);
+            self.refused.send_replace(());
         }
     }
 
     /// Told whenever other refusals stand than before.
-    pub fn watch_refusals(&self) -> watch::Receiver<u64> {
+    pub fn watch_refusals(&self) -> watch::Receiver<()> {
         self.refused.subscribe()
     }
 
